@@ -1,0 +1,35 @@
+"""poold: one isolated process per connection, on Linux, in production.
+
+A master owns the listening sockets and all signals. For each connection there is one child, up to a cap; the master tracks
+its children in a table that SIGCHLD empties, and an exporter shows the counts to Prometheus.
+
+Where each box of a concurrent server's flowchart lives:
+
+    initialise daemon        poold.master.main      Master.__init__, Master._start
+    process signals          poold.master.signals   Inbox notes; Master._on_signals acts
+    accept                   poold.master.listeners Listeners._accept
+    fork                     poold.mold.clone       clone_worker, asked for by poold.master.pool
+    (child) close top socket poold.mold.main        Mold._live: a mold is started without any listener, so there is none to
+                                                    close; what it has of its own, its channel, is closed here
+    (child) serve            poold.worker.main      Worker._session
+    (child) close accepted   poold.worker.main      Worker._flush, by Connection.close
+    (child) exit             poold.worker.main      live: os._exit, never back to accept
+    (parent) close accepted  poold.master.sessions  Sessions.acknowledge, once the worker has said that it has it
+    reap                     poold.master.reaper    Reaper.reap
+
+A directory is a process: `master`, `mold`, `worker`; the exporter is `exporter.py`. What lies beside them is public
+(`connection`, `address`, `handlers`), crosses a process boundary (`channel`, `rpc`, `scoreboard`, `pages`, `words`, `log`), is a
+child's first act (`sandbox`, `title`), or is the command line and the settings it reads.
+
+A connection's way, one direction only:
+
+    listeners.accept ─▶ main: room, or refuse ─▶ handover: a spare, or wait for one ─▶ channel ═ SCM_RIGHTS ═▶ worker
+    pool: order ─▶ mold clones ─▶ births: BORN, READY ─▶ spare                                                    │ ACK, serve, exit
+    table, counts ◀─ reaper ◀─ SIGCHLD ◀──────────────────────────────────────────────────────────────────────────┘
+"""
+
+from poold.connection import Connection
+
+__all__ = ["Connection", "__version__"]
+
+__version__ = "0.1.0"

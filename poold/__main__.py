@@ -1,0 +1,7 @@
+"""`python -m poold`."""
+
+import sys
+
+from poold.cli import main
+
+sys.exit(main())

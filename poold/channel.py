@@ -1,0 +1,215 @@
+"""The wire between the master and its pool: orders to a mold, assignments to a worker, and what each has to say.
+
+All are SOCK_SEQPACKET pairs: a message arrives whole or not at all, with its descriptor, and the other side's end is EOF. What
+comes from a child is gossip: bounded, checked, and about that child alone, because who speaks is known by the channel.
+
+Master → mold    Order: slot, incarnation; descriptor: the worker's end of a new channel
+Mold → master    Hello: version · Ready: threads (0 or 1) · Failed: text · Answer: slot, incarnation, pid, errno
+Master → worker  Assignment: session, family, peer, listener; descriptor: the connection. EOF: leave
+Worker → master  Report: BORN version · READY · ACK session · NACK session, errno · EXEC session · NOEXEC session, errno ·
+                 DONE session, outcome
+
+The kernel's word for a worker's pid comes with every report (SO_PASSCRED, unix(7)).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from enum import IntEnum
+
+from poold.errors import ProtocolError
+
+_CREDENTIALS = struct.Struct("3i")
+_CREDENTIALS_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size)
+_DESCRIPTOR_SPACE = socket.CMSG_SPACE(struct.calcsize("i"))
+
+# A report is at most this long; a longer one breaks the protocol.
+REPORT_MAX = 64
+VERSION_MAX = 32
+MOLD_TEXT_MAX = 8192
+# How many messages of one child are read in one turn, so that no child can hold the master (a flood is a broken protocol).
+READS_MAX = 16
+
+
+class Word(IntEnum):
+    """The first byte of a report."""
+
+    BORN = 1
+    READY = 2
+    ACK = 3
+    NACK = 4
+    EXEC = 5
+    NOEXEC = 6
+    DONE = 7
+
+
+_REPORT = struct.Struct("<BxxxiQ")
+
+
+class Report:
+    """What a worker says. `number` is an errno or, with DONE, an `Outcome`; `pid` is the kernel's word for who says it."""
+
+    __slots__ = ("number", "pid", "session", "version", "word")
+
+    def __init__(self, word: Word, *, session: int, number: int, version: str, pid: int) -> None:
+        self.word = word
+        self.session = session
+        self.number = number
+        self.version = version
+        self.pid = pid
+
+
+class Outcome(IntEnum):
+    """How a session ended in a worker that goes on to another one."""
+
+    OK = 0
+    EXIT = 1
+    CLIENT_GONE = 2
+
+
+def report(word: Word, session: int = 0, number: int = 0, version: str = "") -> bytes:
+    """Return the bytes of a report."""
+    return _REPORT.pack(word, number, session) + version.encode()[:VERSION_MAX]
+
+
+_ASSIGNMENT = struct.Struct("<QHHIIHH")
+
+
+class Assignment:
+    """One connection for a worker: `host` … `scope` are the peer's address as accept() gave it, `listener` the listener's name."""
+
+    __slots__ = ("family", "flow", "host", "listener", "port", "scope", "session")
+
+    def __init__(self, *, session: int, family: int, host: str, port: int, flow: int, scope: int, listener: str) -> None:
+        self.session = session
+        self.family = family
+        self.host = host
+        self.port = port
+        self.flow = flow
+        self.scope = scope
+        self.listener = listener
+
+    def pack(self) -> bytes:
+        """Return the bytes on the wire."""
+        host, listener = self.host.encode(), self.listener.encode()
+        head = _ASSIGNMENT.pack(self.session, self.family, self.port, self.flow, self.scope, len(host), len(listener))
+        return head + host + listener
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Assignment:
+        """Read the bytes on the wire."""
+        session, family, port, flow, scope, host_length, listener_length = _ASSIGNMENT.unpack_from(data)
+        at = _ASSIGNMENT.size
+        host = data[at : at + host_length].decode()
+        listener = data[at + host_length : at + host_length + listener_length].decode()
+        return cls(session=session, family=family, host=host, port=port, flow=flow, scope=scope, listener=listener)
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Return the master's end, which does not block and learns who speaks, and the child's. Raises OSError."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    return ours, theirs
+
+
+def send_with(end: socket.socket, data: bytes, fd: int) -> None:
+    """Send one message with one descriptor; the caller still owns it. Raises OSError."""
+    end.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))], socket.MSG_NOSIGNAL)
+
+
+def receive_with(end: socket.socket, size: int) -> tuple[bytes, int | None]:
+    """Wait for one message with one descriptor, which the caller then owns; (b"", None) is EOF.
+
+    A message without its descriptor (this process is at its limit of open files: recvmsg(2), MSG_CTRUNC) gives None.
+    """
+    try:
+        data, ancillary, _, _ = end.recvmsg(size, _DESCRIPTOR_SPACE, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        # The other side ended without reading all that was said to it: an end all the same (unix(7)).
+        return b"", None
+    fds: list[int] = []
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.extend(struct.unpack(f"{len(payload) // 4}i", payload[: len(payload) // 4 * 4]))
+    for fd in fds[1:]:
+        os.close(fd)
+    return data, fds[0] if fds else None
+
+
+def receive_report(end: socket.socket) -> Report | None:
+    """Return the next report; None is EOF. Raises BlockingIOError when there is none, ProtocolError, OSError."""
+    data, ancillary, flags, _ = end.recvmsg(REPORT_MAX, _CREDENTIALS_SPACE)
+    if not data:
+        return None
+    if flags & socket.MSG_TRUNC or len(data) < _REPORT.size:
+        raise ProtocolError(f"a report of {len(data)} bytes or more")
+    word, number, session = _REPORT.unpack_from(data)
+    if not Word.BORN <= word <= Word.DONE:
+        raise ProtocolError(f"report {word} does not exist")
+    pid = 0
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+            pid = _CREDENTIALS.unpack_from(payload)[0]
+    version = data[_REPORT.size :].decode("ascii", "replace") if word == Word.BORN else ""
+    return Report(Word(word), session=session, number=number, version=version, pid=pid)
+
+
+class MoldWord(IntEnum):
+    """The first byte of what a mold says."""
+
+    HELLO = 1
+    READY = 2
+    FAILED = 3
+    ANSWER = 4
+
+
+_ORDER = struct.Struct("<II")
+_ANSWER = struct.Struct("<BxxxIIii")
+ORDER_MAX = _ORDER.size
+
+
+class MoldReport:
+    """What a mold says: `text` a version or a reason, `number` threads (READY) or an errno (ANSWER)."""
+
+    __slots__ = ("incarnation", "number", "pid", "slot", "text", "word")
+
+    def __init__(self, word: MoldWord, *, slot: int, incarnation: int, pid: int, number: int, text: str) -> None:
+        self.word = word
+        self.slot = slot
+        self.incarnation = incarnation
+        self.pid = pid
+        self.number = number
+        self.text = text
+
+
+def order(slot: int, incarnation: int) -> bytes:
+    """Return the bytes of an order for a worker."""
+    return _ORDER.pack(slot, incarnation)
+
+
+def read_order(data: bytes) -> tuple[int, int]:
+    """Return slot and incarnation of an order."""
+    slot, incarnation = _ORDER.unpack(data)
+    return slot, incarnation
+
+
+def mold_report(word: MoldWord, *, slot: int = 0, incarnation: int = 0, pid: int = 0, number: int = 0, text: str = "") -> bytes:
+    """Return the bytes of what a mold says."""
+    return _ANSWER.pack(word, slot, incarnation, pid, number) + text.encode("utf-8", "backslashreplace")[:MOLD_TEXT_MAX]
+
+
+def receive_mold_report(end: socket.socket) -> MoldReport | None:
+    """Return what a mold said next; None is EOF. Raises BlockingIOError when there is nothing, ProtocolError, OSError."""
+    data = end.recv(_ANSWER.size + MOLD_TEXT_MAX)
+    if not data:
+        return None
+    if len(data) < _ANSWER.size:
+        raise ProtocolError(f"a mold's message of {len(data)} bytes")
+    word, slot, incarnation, pid, number = _ANSWER.unpack_from(data)
+    if not MoldWord.HELLO <= word <= MoldWord.ANSWER:
+        raise ProtocolError(f"a mold's message {word} does not exist")
+    text = data[_ANSWER.size :].decode("utf-8", "replace")
+    return MoldReport(MoldWord(word), slot=slot, incarnation=incarnation, pid=pid, number=number, text=text)

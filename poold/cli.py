@@ -1,0 +1,147 @@
+"""The command line: one function a command. Each returns an exit status; what a peer can influence is printed escaped."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from poold import __version__
+from poold.errors import ConfigError, ExitCode
+from poold.log import log
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    keep_standard_streams()
+    parsed = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = parsed.command
+    try:
+        return command(parsed)
+    except BrokenPipeError:
+        # Whoever read our output has had enough (`poold ps | head`); what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return ExitCode.OK
+
+
+def keep_standard_streams() -> None:
+    """Have something on 0, 1 and 2: a connection that became descriptor 1 would receive what anybody prints."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="poold", description="One isolated process per connection.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"poold {__version__}")
+    parser.add_argument("-c", dest="file", metavar="FILE", help="the settings file (without a command: run)")
+    parser.set_defaults(command=run)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+        added.set_defaults(command=command)
+        # Not a default of its own: that would undo a -c before the command.
+        added.add_argument("-c", dest="file", metavar="FILE", default=argparse.SUPPRESS, help="the settings file")
+        return added
+
+    add("run", run, "run in the foreground")
+    add("check", check, "check settings and handler").add_argument("--print", action="store_true", help="show the effective settings")
+    for name, command, help in (("status", status, "show what the daemon does"), ("ps", ps, "show its children")):
+        asking = add(name, command, help)
+        asking.add_argument("--socket", type=Path, metavar="PATH", help="the daemon's control socket")
+        asking.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the master in the foreground until it is told to stop."""
+    # Not needed by the commands that only ask: pydantic alone takes longer to load than they take to answer.
+    from poold import settings
+    from poold.master.main import Master
+
+    try:
+        loaded = settings.read(arguments.file, os.environ)
+        control = settings.control_path(loaded.config, os.environ, os.geteuid())
+        settings.make_control_folder(control, os.geteuid())
+    except (ConfigError, OSError) as error:
+        return _refuse(error)
+    log.configure(format=loaded.config.log.format, level=loaded.config.log.level)
+    for warning in loaded.warnings:
+        log.warning("settings_warning", message=warning)
+    log.info("settings_read", file=loaded.file or "built-in defaults")
+    # From here on nothing depends on where it was started, or on who may write there.
+    os.chdir("/")
+    os.umask(0o077)
+    try:
+        return Master(loaded.config, control_path=str(control), environ=os.environ).run()
+    except ConfigError as error:
+        return _refuse(error)
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Check the settings, then import the handler as a mold would."""
+    from poold import settings
+    from poold.master.trial import import_handler
+
+    try:
+        loaded = settings.read(arguments.file, os.environ)
+    except ConfigError as error:
+        return _refuse(error)
+    for warning in loaded.warnings:
+        print(f"poold: warning: {warning}", file=sys.stderr)
+    reason = import_handler(loaded.config, os.environ)
+    if reason is not None:
+        print(f"poold: {loaded.file or 'built-in defaults'}: server.handler: {reason}", file=sys.stderr)
+        return ExitCode.FAILED
+    if arguments.print:
+        print(settings.effective(loaded.config), end="")
+    else:
+        print(f"{loaded.file or 'built-in defaults'}: good")
+    return ExitCode.OK
+
+
+def _refuse(error: ConfigError | OSError) -> int:
+    if isinstance(error, ConfigError):
+        for problem in error.problems:
+            print(f"poold: {error.file + ': ' if error.file else ''}{problem}", file=sys.stderr)
+    else:
+        print(f"poold: {error}", file=sys.stderr)
+    return ExitCode.FAILED
+
+
+def _places(arguments: argparse.Namespace) -> list[Path]:
+    """Return where the daemon may be listening: as told, as set, or wherever one does by default."""
+    from poold import settings
+
+    if arguments.socket is not None:
+        return [arguments.socket]
+    _, text, _ = settings.find(arguments.file, os.environ)
+    chosen = settings.load(text, Path(arguments.file) if arguments.file else None).control.socket
+    return [Path(chosen)] if chosen is not None else settings.control_candidates(os.environ, os.geteuid())
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Show one screen."""
+    return _ask(arguments, "status")
+
+
+def ps(arguments: argparse.Namespace) -> int:
+    """Show the child table."""
+    return _ask(arguments, "ps")
+
+
+def _ask(arguments: argparse.Namespace, what: str) -> int:
+    from poold import report
+    from poold.rpc import UnreachableError
+
+    try:
+        view = report.fetch(_places(arguments))
+    except UnreachableError as error:
+        print(f"poold: no daemon answers ({error})", file=sys.stderr)
+        return ExitCode.UNREACHABLE
+    except ConfigError as error:
+        return _refuse(error)
+    printer = report.status if what == "status" else report.children
+    print(printer(view, as_json=arguments.json))
+    return ExitCode.OK

@@ -1,0 +1,134 @@
+"""What a handler receives: one accepted connection.
+
+Public API. A handler is a function of one `Connection`; when it returns, its session has ended well.
+"""
+
+from __future__ import annotations
+
+import socket as socketlib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+    import io
+    from collections.abc import Mapping
+    from typing import Any, Protocol
+
+    from poold.address import Endpoint
+
+    class Desk(Protocol):
+        """What a connection asks of the worker that serves it."""
+
+        def stopping(self) -> bool:
+            """Say whether a drain has begun."""
+            ...
+
+        def set_status(self, text: str) -> None:
+            """Publish what the session is doing."""
+            ...
+
+        def extend_deadline(self, seconds: float) -> None:
+            """Ask for more time."""
+            ...
+
+
+class Connection:
+    """One accepted connection and what poold knows of it.
+
+    `socket` is a connected, blocking `socket.socket`. poold closes it when the handler has returned; a handler may close it
+    before. `peer` and `local` are `poold.address.Endpoint`s, `listener` the listener's name, `id` unique in the daemon's
+    life. `options` is the table `[server.options]`. `tls` is the client's certificate or None.
+    """
+
+    __slots__ = ("_desk", "_reader", "_writer", "id", "listener", "local", "options", "peer", "socket", "tls")
+
+    def __init__(
+        self,
+        socket: socketlib.socket,
+        *,
+        id: int,
+        peer: Endpoint,
+        local: Endpoint,
+        listener: str,
+        options: Mapping[str, Any],
+        desk: Desk,
+    ) -> None:
+        self.socket = socket
+        self.id = id
+        self.peer = peer
+        self.local = local
+        self.listener = listener
+        self.options = options
+        self.tls: Mapping[str, Any] | None = None
+        self._desk = desk
+        self._reader: io.BufferedReader | None = None
+        self._writer: io.BufferedWriter | None = None
+
+    @property
+    def reader(self) -> io.BufferedReader:
+        """A buffered binary file that reads from the client, made on first use."""
+        if self._reader is None:
+            self._reader = self.socket.makefile("rb")
+        return self._reader
+
+    @property
+    def writer(self) -> io.BufferedWriter:
+        """A buffered binary file that writes to the client, made on first use; flushed when the handler returns."""
+        if self._writer is None:
+            self._writer = self.socket.makefile("wb")
+        return self._writer
+
+    @property
+    def stopping(self) -> bool:
+        """True once a drain began: finish soon, `timeouts.drain` is running."""
+        return self._desk.stopping()
+
+    def set_status(self, text: str) -> None:
+        """Show `text` in `poold ps` and in the process title; control characters are removed, long texts cut."""
+        self._desk.set_status(text)
+
+    def extend_deadline(self, seconds: float) -> None:
+        """Move the idle and the session deadline to now + `seconds` where that is later than they are."""
+        self._desk.extend_deadline(seconds)
+
+    def close(self) -> None:
+        """Flush what `writer` holds and close the connection. Raises what the flush raises, with everything closed."""
+        writer, self._writer = self._writer, None
+        reader, self._reader = self._reader, None
+        try:
+            if writer is not None:
+                writer.close()
+        finally:
+            if reader is not None:
+                reader.close()
+            self.socket.close()
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.id} {self.peer} on {self.listener}>"
+
+
+def ucspi_environ(*, id: int, peer: Endpoint, local: Endpoint) -> dict[str, str]:
+    """Return the variables that describe a connection to a command, by the names of UCSPI (cr.yp.to/proto/ucspi.txt).
+
+    PROTO and TCPREMOTEIP… are those of tcpserver and s6-tcpserver, IPCREMOTEEUID… those of s6-ipcserver; REMOTE_HOST and
+    REMOTE_PORT what programs for xinetd read.
+    """
+    if peer.family == socketlib.AF_UNIX:
+        return {
+            "PROTO": "IPC",
+            "IPCREMOTEPID": str(peer.pid),
+            "IPCREMOTEEUID": str(peer.uid),
+            "IPCREMOTEEGID": str(peer.gid),
+            "IPCREMOTEPATH": peer.path,
+            "IPCLOCALPATH": local.path,
+            "IPCCONNNUM": str(id),
+        }
+    return {
+        "PROTO": "TCP",
+        "TCPREMOTEIP": peer.host,
+        "TCPREMOTEPORT": str(peer.port),
+        "TCPLOCALIP": local.host,
+        "TCPLOCALPORT": str(local.port),
+        "TCPCONNNUM": str(id),
+        "REMOTE_HOST": peer.host,
+        "REMOTE_PORT": str(peer.port),
+    }

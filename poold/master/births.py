@@ -1,0 +1,143 @@
+"""Births of workers: from the order to the mold until the worker is ready, or was stillborn.
+
+A birth is asynchronous. The slot is claimed, a channel made, the order sent; the mold answers (a pid or an errno) and the worker
+says BORN with the kernel's word for its pid, in either order, and either may be missing. A pid that is reaped while orders are
+open may be a worker that died before it could say so: it is kept until its order is known, or none is open.
+"""
+
+import errno
+import os
+from dataclasses import dataclass, field
+from resource import struct_rusage
+
+from poold import __version__
+from poold.channel import MoldReport, Report
+from poold.errors import ProtocolError
+from poold.log import log
+from poold.master.children import Child, ChildTable
+from poold.scoreboard import FORK_FAILURES, SPAWNED, Counters
+from poold.words import Kind
+
+# After a failed birth: wait, twice as long each time, until one succeeds.
+DELAY_MIN = 0.05
+DELAY_MAX = 5.0
+
+
+@dataclass(slots=True)
+class Throttle:
+    """How long to hold back after failures; pure."""
+
+    delay: float = 0.0
+    until: float = 0.0
+
+    def failed(self, now: float) -> bool:
+        """Count a failure; say whether it is the first since the last success. More failures while held back change nothing."""
+        first = self.delay == 0
+        if now >= self.until:
+            self.delay = min(max(DELAY_MIN, self.delay * 2), DELAY_MAX)
+            self.until = now + self.delay
+        return first
+
+    def succeeded(self) -> None:
+        """Hold nothing back any more."""
+        self.delay = self.until = 0.0
+
+    def open(self, now: float) -> bool:
+        """Say whether another try may be made."""
+        return now >= self.until
+
+
+@dataclass(slots=True)
+class Exit:
+    """How a process ended: its exit code (negative: signal; None: unknown) and what it used."""
+
+    pid: int
+    status: int | None
+    usage: struct_rusage | None
+
+
+@dataclass(slots=True)
+class Births:
+    """The orders that are open, and exits that may belong to them."""
+
+    table: ChildTable
+    counters: Counters
+    throttle: Throttle = field(default_factory=Throttle)
+    open: dict[int, Child] = field(default_factory=dict)
+    unclaimed: dict[int, Exit] = field(default_factory=dict)
+
+    def begin(self, child: Child) -> None:
+        """Note that an order was sent for this child."""
+        self.open[child.slot] = child
+
+    def failed(self, now: float, *, number: int, why: str) -> None:
+        """Slow down after a birth that failed with this errno (0: the worker died), with one line until one succeeds."""
+        if number:
+            name = errno.errorcode.get(number, "other")
+            self.counters.cells[FORK_FAILURES.get(name, FORK_FAILURES["other"])] += 1
+        if self.throttle.failed(now):
+            hint = "look at TasksMax=, pids.max and ulimit -u" if number == errno.EAGAIN else None
+            error = errno.errorcode.get(number, str(number)) if number else None
+            log.warning("spawn_failed", why=why, errno=error, hint=hint, retry_seconds=self.throttle.delay)
+
+    def answered(self, answer: MoldReport) -> Child | None:
+        """Take the mold's answer to an order; return the child if it will not be born because the clone failed."""
+        child = self.table.at(answer.slot, answer.incarnation)
+        if child is None or child.answered or child.slot not in self.open:
+            return None
+        child.answered = True
+        if answer.number:
+            return child
+        child.named_pid = answer.pid
+        return None
+
+    def born(self, child: Child, report: Report) -> None:
+        """Take a worker's BORN. Raises ProtocolError when the sender is not a child of ours, or is another poold."""
+        if child.pid or report.pid <= 1 or self.table.by_pid(report.pid) is not None:
+            raise ProtocolError(f"BORN of pid {report.pid} does not belong here")
+        try:
+            # User code in the mold can make processes too; only a child of ours can be waited for (waitid(2)).
+            os.waitid(os.P_PID, report.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            raise ProtocolError(f"pid {report.pid} says BORN and is no child of ours") from None
+        if report.version != __version__:
+            raise ProtocolError(f"a worker of poold {report.version} under a master of {__version__}")
+        self._spawned(child, report.pid)
+
+    def _spawned(self, child: Child, pid: int) -> None:
+        self.table.born(child, pid)
+        self.counters.cells[SPAWNED[Kind.WORKER]] += 1
+        log.debug("child_spawned", kind=child.kind, pid=pid, slot=child.slot)
+
+    def ready(self, child: Child) -> None:
+        """Take a worker's READY: births work."""
+        child.ready = True
+        self.throttle.succeeded()
+        self.close(child)
+
+    def close(self, child: Child) -> None:
+        """Forget an order, however it ended."""
+        self.open.pop(child.slot, None)
+
+    def exited(self, exit: Exit) -> None:
+        """Keep an exit that belongs to no row yet."""
+        self.unclaimed[exit.pid] = exit
+
+    def match(self) -> list[tuple[Child, Exit]]:
+        """Return the children whose exits were kept, and leave in `unclaimed` what may still belong to an open order."""
+        matched = []
+        for child in list(self.open.values()):
+            pid = child.pid or child.named_pid
+            exit = self.unclaimed.pop(pid, None) if pid else None
+            if exit is not None:
+                if not child.pid:
+                    self._spawned(child, exit.pid)
+                matched.append((child, exit))
+        return matched
+
+    def strangers(self) -> list[Exit]:
+        """Take out the kept exits that belong to nobody: no order is open that could be theirs."""
+        if any(not child.pid and not child.named_pid for child in self.open.values()):
+            return []
+        strangers, self.unclaimed = list(self.unclaimed.values()), {}
+        return strangers

@@ -1,0 +1,126 @@
+"""The control socket: bounded, without blocking, one request and one answer a connection.
+
+Who may ask is settled in one place: the socket file's mode, and the credentials the client had when it connected (SO_PEERCRED): root
+or the user the master runs as.
+"""
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from poold.log import log
+from poold.master.deadlines import Deadline
+from poold.master.loop import Loop
+from poold.master.sockets import Opened
+from poold.rpc import REQUEST_MAX
+
+CLIENTS_MAX = 8
+CLIENT_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a verb says, with descriptors that the caller keeps owning."""
+
+    document: dict[str, Any]
+    fds: list[int] = field(default_factory=list)
+
+
+Verb = Callable[[dict[str, Any]], Answer]
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """A client that has not had its answer yet."""
+
+    socket: socket.socket
+    request: bytes = b""
+    deadline: Deadline | None = None
+
+
+class Control:
+    """Serves the control socket."""
+
+    def __init__(self, *, loop: Loop, opened: Opened, verbs: Mapping[str, Verb]) -> None:
+        self._loop = loop
+        self._opened = opened
+        self._verbs = verbs
+        self._clients: list[Client] = []
+        opened.socket.setblocking(False)
+        loop.watch(opened.socket, self._accept)
+
+    def _accept(self) -> None:
+        try:
+            accepted, _ = self._opened.socket.accept()
+        except OSError:
+            # The client has gone, or we are out of descriptors: it will try again, or its operator will.
+            return
+        accepted.setblocking(False)
+        _, uid, _ = struct.unpack("3i", accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid not in (0, os.geteuid()):
+            log.warning("control_refused", uid=uid)
+            accepted.close()
+            return
+        if len(self._clients) >= CLIENTS_MAX:
+            self._close(self._clients[0])
+        client = Client(accepted)
+        client.deadline = self._loop.after(CLIENT_SECONDS, partial(self._close, client))
+        self._clients.append(client)
+        self._loop.watch(accepted, partial(self._read, client))
+
+    def _read(self, client: Client) -> None:
+        if client not in self._clients:
+            return
+        try:
+            chunk = client.socket.recv(REQUEST_MAX)
+        except BlockingIOError:
+            return
+        except OSError:
+            # It has gone.
+            chunk = b""
+        client.request += chunk
+        if b"\n" in client.request:
+            self._answer(client, self._ask(client.request.partition(b"\n")[0]))
+        elif not chunk:
+            self._close(client)
+        elif len(client.request) > REQUEST_MAX:
+            self._answer(client, Answer({"ok": False, "error": f"the request is longer than {REQUEST_MAX} bytes"}))
+
+    def _ask(self, line: bytes) -> Answer:
+        try:
+            request = json.loads(line)
+        except (ValueError, RecursionError):
+            return Answer({"ok": False, "error": "the request is not a line of JSON"})
+        verb = request.get("verb") if isinstance(request, dict) else None
+        if not isinstance(verb, str) or verb not in self._verbs:
+            return Answer({"ok": False, "error": f"no such verb; there are {', '.join(self._verbs)}"})
+        return self._verbs[verb](request)
+
+    def _answer(self, client: Client, answer: Answer) -> None:
+        """Send the whole answer or none of it: it fits the buffer of a new connection, or the client does not read."""
+        rights = struct.pack(f"{len(answer.fds)}i", *answer.fds)
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if answer.fds else []
+        try:
+            client.socket.sendmsg([json.dumps(answer.document).encode() + b"\n"], ancillary, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            log.debug("control_unanswered", error=error.strerror)
+        self._close(client)
+
+    def _close(self, client: Client) -> None:
+        self._clients.remove(client)
+        if client.deadline is not None:
+            client.deadline.cancel()
+        self._loop.unwatch(client.socket)
+        client.socket.close()
+
+    def close(self) -> None:
+        """Close the control socket and remove its file."""
+        for client in list(self._clients):
+            self._close(client)
+        self._loop.unwatch(self._opened.socket)
+        self._opened.close()

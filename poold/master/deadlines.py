@@ -1,0 +1,71 @@
+"""What is overdue at `now`: a heap of deadlines, pure. Only the monotonic clock decides anything."""
+
+import heapq
+from collections.abc import Callable
+
+Callback = Callable[[], object]
+
+
+class Deadline:
+    """Something to be done at a time, unless it is cancelled before."""
+
+    __slots__ = ("_heap", "at", "callback", "order")
+
+    def __init__(self, heap: "Deadlines", at: float, order: int, callback: Callback) -> None:
+        self._heap = heap
+        self.at = at
+        self.order = order
+        self.callback: Callback | None = callback
+
+    def __lt__(self, other: "Deadline") -> bool:
+        return (self.at, self.order) < (other.at, other.order)
+
+    def cancel(self) -> None:
+        """Forget it; again or too late does no harm."""
+        if self.callback is not None:
+            self.callback = None
+            self._heap.cancelled()
+
+
+class Deadlines:
+    """Deadlines by time; of equal times the older first."""
+
+    def __init__(self) -> None:
+        self._heap: list[Deadline] = []
+        self._order = 0
+        self._dead = 0
+
+    def at(self, when: float, callback: Callback) -> Deadline:
+        """Have `callback` due at `when` (seconds, monotonic)."""
+        self._order += 1
+        deadline = Deadline(self, when, self._order, callback)
+        heapq.heappush(self._heap, deadline)
+        return deadline
+
+    def cancelled(self) -> None:
+        """Count a cancelled entry, and throw them all out when they are the greater part: most deadlines never fall due."""
+        self._dead += 1
+        if self._dead > 64 and self._dead * 2 > len(self._heap):
+            self._heap = [deadline for deadline in self._heap if deadline.callback is not None]
+            heapq.heapify(self._heap)
+            self._dead = 0
+
+    def next_at(self) -> float | None:
+        """Return when the next one falls due; None: never."""
+        while self._heap and self._heap[0].callback is None:
+            heapq.heappop(self._heap)
+            self._dead -= 1
+        return self._heap[0].at if self._heap else None
+
+    def due(self, now: float) -> list[Callback]:
+        """Take out what is due at `now`, in order."""
+        callbacks: list[Callback] = []
+        while (at := self.next_at()) is not None and at <= now:
+            deadline = heapq.heappop(self._heap)
+            if deadline.callback is not None:
+                callbacks.append(deadline.callback)
+                deadline.callback = None
+        return callbacks
+
+    def __len__(self) -> int:
+        return len(self._heap) - self._dead

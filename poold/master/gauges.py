@@ -1,0 +1,98 @@
+"""What the counters show that is not counted but looked at: the table, the sessions, this process."""
+
+import os
+import resource
+import time
+
+from poold.log import log
+from poold.master.children import Child, ChildTable
+from poold.master.current import Current
+from poold.master.loop import Loop
+from poold.master.sessions import Sessions
+from poold.scoreboard import (
+    CHILDREN,
+    CHILDREN_ACTIVE,
+    CHILDREN_MAX,
+    GENERATION,
+    LOG_DROPPED,
+    LOOP_ERRORS,
+    LOOP_SECONDS,
+    NO_LISTENER,
+    PROCESS_CPU,
+    PROCESS_FDS,
+    PROCESS_FDS_MAX,
+    PROCESS_RESIDENT,
+    PROCESS_STARTED,
+    PROCESS_VIRTUAL,
+    SESSIONS_ACTIVE,
+    Counters,
+    Row,
+    Table,
+)
+
+_PAGE = resource.getpagesize()
+
+
+class Gauges:
+    """Keeps the shared counters and rows in step with the master's own tables."""
+
+    def __init__(self, *, current: Current, loop: Loop, table: ChildTable, sessions: Sessions, counters: Counters, rows: Table) -> None:
+        self._current = current
+        self._loop = loop
+        self._table = table
+        self._sessions = sessions
+        self._counters = counters
+        self._rows = rows
+        self._dirty = True
+        counters.cells[PROCESS_STARTED] = int(time.time() * 1_000_000)
+        table.changed = self._changed
+
+    def _changed(self, child: Child, removed: bool) -> None:
+        self._dirty = True
+        if removed:
+            self._rows.clear(child.slot)
+            return
+        session = child.session
+        row = Row(
+            slot=child.slot,
+            pid=child.pid,
+            kind=child.kind,
+            state=child.state,
+            listener=session.number if session is not None else NO_LISTENER,
+            incarnation=child.incarnation,
+            generation=child.generation,
+            session=session.id if session is not None else 0,
+            born_at=child.claimed_at,
+            session_at=session.accepted_at if session is not None else 0.0,
+            peer=str(session.peer) if session is not None else "",
+        )
+        self._rows.write(row)
+
+    def publish(self) -> None:
+        """Publish the counters as of this moment; the last thing in a turn."""
+        cells = self._counters.cells
+        if self._dirty:
+            self._dirty = False
+            for key, cell in CHILDREN.items():
+                cells[cell] = self._table.census[key]
+        cells[SESSIONS_ACTIVE] = len(self._sessions.open)
+        cells[CHILDREN_ACTIVE] = self._sessions.serving
+        cells[CHILDREN_MAX] = self._current.config.pool.max_children
+        cells[GENERATION] = self._current.generation
+        cells[LOG_DROPPED] = log.dropped
+        cells[LOOP_ERRORS] = self._loop.errors
+        self._counters.observe(LOOP_SECONDS, self._loop.clock() - self._loop.woken_at)
+        self._counters.publish()
+
+    def measure(self) -> None:
+        """Look at this process."""
+        cells = self._counters.cells
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        cells[PROCESS_CPU] = int((usage.ru_utime + usage.ru_stime) * 1_000_000)
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            virtual, resident = statm.read().split()[:2]
+        cells[PROCESS_VIRTUAL] = int(virtual) * _PAGE
+        cells[PROCESS_RESIDENT] = int(resident) * _PAGE
+        # One of them is the listing's own.
+        cells[PROCESS_FDS] = len(os.listdir("/proc/self/fd")) - 1
+        cells[PROCESS_FDS_MAX] = resource.getrlimit(resource.RLIMIT_NOFILE)[0] & 0xFFFFFFFFFFFFFFFF

@@ -1,0 +1,90 @@
+"""The few words that end a child: EOF (leave), TERM (stop now), KILL. One ladder, climbed by deadlines.
+
+A pid is signalled only while its row exists, and only the master reaps, so it cannot have been given to a stranger. Every child
+leads a session and a group of its own before its pid is known here: the group is what gets the signal, so that what a handler
+forked ends with a session that poold ends.
+"""
+
+import os
+import signal
+from functools import partial
+
+from poold.log import log
+from poold.master.children import Child, ChildTable
+from poold.master.current import Current
+from poold.master.deadlines import Callback
+from poold.master.loop import Loop
+from poold.words import Failure, State
+
+
+class Ladder:
+    """Ends children, and owns each child's one deadline."""
+
+    def __init__(self, *, current: Current, loop: Loop, table: ChildTable) -> None:
+        self._current = current
+        self._loop = loop
+        self._table = table
+
+    def within(self, child: Child, seconds: float, callback: Callback) -> None:
+        """Set the child's deadline; the one it had is forgotten."""
+        self.relax(child)
+        child.deadline = self._loop.after(seconds, callback)
+
+    def relax(self, child: Child) -> None:
+        """Forget the child's deadline."""
+        if child.deadline is not None:
+            child.deadline.cancel()
+            child.deadline = None
+
+    def close_channel(self, child: Child) -> None:
+        """Close our end of the child's channel: EOF, the word for leave."""
+        if child.channel is not None:
+            self._loop.unwatch(child.channel)
+            child.channel.close()
+            child.channel = None
+
+    def retire(self, child: Child) -> None:
+        """Ask a child that has nothing to do to leave; TERM follows when it does not."""
+        child.excused = True
+        self.close_channel(child)
+        if not child.leaving:
+            self._table.move(child, State.RETIRING)
+        self.within(child, self._current.config.timeouts.kill, partial(self.terminate, child))
+
+    def terminate(self, child: Child) -> None:
+        """Stop a child now; KILL follows when it does not."""
+        if child.state in (State.TERMINATING, State.KILLED):
+            return
+        self._table.move(child, State.TERMINATING)
+        self._signal(child, signal.SIGTERM)
+        self.within(child, self._current.config.timeouts.kill, partial(self.kill, child))
+
+    def kill(self, child: Child) -> None:
+        """End a child that did not stop."""
+        self.relax(child)
+        if child.state is State.KILLED:
+            return
+        self._table.move(child, State.KILLED)
+        log.info("child_killed", kind=child.kind, pid=child.pid or None)
+        self._signal(child, signal.SIGKILL)
+
+    def expel(self, child: Child, failure: Failure | None) -> None:
+        """End a child that is of no use any more, at once; `failure` is what it counts as, None: what its exit says."""
+        if child.failure is None:
+            child.failure = failure
+        self.kill(child)
+
+    def sweep(self, child: Child) -> None:
+        """End what is left of a worker's group when poold ended its session; to be called before the leader is reaped."""
+        if child.state in (State.TERMINATING, State.KILLED):
+            self._signal(child, signal.SIGKILL)
+
+    def _signal(self, child: Child, number: signal.Signals) -> None:
+        if child.pid <= 1:
+            # Claimed, not born: its channel's end or its own deadline settles it.
+            return
+        try:
+            os.killpg(child.pid, number)
+        except ProcessLookupError:
+            # A zombie whose group is empty; it is about to be reaped.
+            return

@@ -1,0 +1,63 @@
+"""A clean end for refused clients: the message, our end of the connection, then a while for theirs.
+
+close() with bytes unread makes the kernel send a reset, and the client loses the message that was on its way (RFC 1122, 4.2.2.13).
+So refused connections stay a moment, and what their clients send is thrown away by the kernel (tcp(7), MSG_TRUNC); on a unix
+socket, where the kernel does not offer that, into a buffer that nobody looks at.
+"""
+
+import socket
+from functools import partial
+
+from poold.master.deadlines import Deadline
+from poold.master.loop import Loop
+
+LINGER_MAX = 64
+LINGER_SECONDS = 1.0
+_SCRAP = bytearray(65536)
+
+
+class Linger:
+    """Refused connections that have not ended yet."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._open: dict[socket.socket, Deadline] = {}
+
+    def refuse(self, refused: socket.socket, message: bytes) -> None:
+        """Send the message and end the connection in peace; owns the socket from here on."""
+        refused.setblocking(False)
+        try:
+            if message:
+                refused.send(message, socket.MSG_NOSIGNAL)
+            refused.shutdown(socket.SHUT_WR)
+        except OSError:
+            # The client has gone already, or its window is shut: it cannot be told.
+            refused.close()
+            return
+        if len(self._open) >= LINGER_MAX:
+            self._close(next(iter(self._open)))
+        self._open[refused] = self._loop.after(LINGER_SECONDS, partial(self._close, refused))
+        self._loop.watch(refused, partial(self._discard, refused))
+
+    def _discard(self, refused: socket.socket) -> None:
+        if refused not in self._open:
+            return
+        try:
+            discarded = refused.recv_into(_SCRAP, len(_SCRAP), socket.MSG_TRUNC)
+        except BlockingIOError:
+            return
+        except OSError:
+            # A reset: there is nobody left to be polite to.
+            discarded = 0
+        if not discarded:
+            self._close(refused)
+
+    def _close(self, refused: socket.socket) -> None:
+        self._open.pop(refused).cancel()
+        self._loop.unwatch(refused)
+        refused.close()
+
+    def close(self) -> None:
+        """End them all now."""
+        for refused in list(self._open):
+            self._close(refused)

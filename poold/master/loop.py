@@ -1,0 +1,97 @@
+"""The loop: the only place where the master waits. It sleeps until something happens or the next deadline; it has no tick.
+
+One turn: wait; signals; if there were any, start again, because they may have changed what the rest means; then what is ready;
+then what is overdue. An error in one callback is logged and counted and does not reach the others; when errors do not stop,
+the master gives up in order rather than live half dead.
+"""
+
+import selectors
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from poold.errors import InternalError
+from poold.log import log
+from poold.master.deadlines import Callback, Deadline, Deadlines
+from poold.master.signals import Inbox
+
+# More errors than this in so many seconds: the fault does not go away by itself.
+ERRORS_MAX = 20
+ERRORS_WINDOW = 10.0
+
+
+class Loop:
+    """Callbacks by descriptor and by time."""
+
+    def __init__(self, inbox: Inbox, on_signals: Callable[[set[int]], object], on_idle: Callback) -> None:
+        self._inbox = inbox
+        self._on_signals = on_signals
+        self._on_idle = on_idle
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(inbox.fileno(), selectors.EVENT_READ, lambda: None)
+        self._deadlines = Deadlines()
+        self._error_times: list[float] = []
+        self.clock = time.monotonic
+        self.woken_at = self.clock()
+        self.eager = False
+        self.errors = 0
+
+    def watch(self, fileobj: Any, callback: Callback) -> None:
+        """Call `callback` whenever the descriptor is readable or at its end."""
+        self._selector.register(fileobj, selectors.EVENT_READ, callback)
+
+    def unwatch(self, fileobj: Any) -> None:
+        """Stop watching; always before the descriptor is closed, because epoll would go on reporting the number (epoll(7))."""
+        self._selector.unregister(fileobj)
+
+    def at(self, when: float, callback: Callback) -> Deadline:
+        """Call `callback` at `when` by this loop's clock."""
+        return self._deadlines.at(when, callback)
+
+    def after(self, seconds: float, callback: Callback) -> Deadline:
+        """Call `callback` so many seconds from now."""
+        return self._deadlines.at(self.clock() + seconds, callback)
+
+    def turn(self) -> None:
+        """Wait for something to happen and let it be acted on. With `eager` set: do not wait, be idle at once if nothing is ready."""
+        ready = self._selector.select(self._patience())
+        self.woken_at = self.clock()
+        signals = self._inbox.take()
+        if signals:
+            self.guarded(lambda: self._on_signals(signals))
+            return
+        for key, _ in ready:
+            self.guarded(key.data)
+        overdue = self._deadlines.due(self.woken_at)
+        for callback in overdue:
+            self.guarded(callback)
+        if not ready and not overdue:
+            self.guarded(self._on_idle)
+
+    def _patience(self) -> float | None:
+        if self.eager:
+            return 0
+        at = self._deadlines.next_at()
+        return None if at is None else max(0.0, at - self.clock())
+
+    def guarded(self, callback: Callback) -> None:
+        """Call it; an error is logged and counted. Raises InternalError when there were too many."""
+        try:
+            callback()
+        except InternalError:
+            raise
+        except Exception as error:
+            self._note_error(error)
+
+    def _note_error(self, error: Exception) -> None:
+        self.errors += 1
+        now = self.clock()
+        self._error_times = [at for at in self._error_times if now - at < ERRORS_WINDOW] + [now]
+        log.error("loop_error", error=type(error).__name__, traceback="".join(traceback.format_exception(error)))
+        if len(self._error_times) > ERRORS_MAX:
+            raise InternalError(f"{len(self._error_times)} errors in {ERRORS_WINDOW:g} seconds") from error
+
+    def close(self) -> None:
+        """Give the selector back."""
+        self._selector.close()

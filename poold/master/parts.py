@@ -1,0 +1,115 @@
+"""The parts of the master, built and introduced to each other. No part imports this; the master owns it."""
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from poold.config import Config
+from poold.log import log
+from poold.master import descriptors, sockets, spawn
+from poold.master.births import Births
+from poold.master.children import ChildTable
+from poold.master.control import Control, Verb
+from poold.master.current import Current
+from poold.master.exporters import Exporters
+from poold.master.gauges import Gauges
+from poold.master.handover import HandOver
+from poold.master.ladder import Ladder
+from poold.master.linger import Linger
+from poold.master.listeners import Listeners
+from poold.master.loop import Loop
+from poold.master.molds import Molds
+from poold.master.pool import Pool
+from poold.master.reaper import Reaper
+from poold.master.sessions import Sessions
+from poold.pages import PAGE, ActivityView
+from poold.scoreboard import SLOTS, Counters, Table, read_only, shared_memory
+from poold.words import Kind
+
+
+@dataclass(slots=True)
+class Memories:
+    """The shared memories: the master's own, and what others get of them."""
+
+    counters: Counters
+    rows: Table
+    activity: ActivityView
+    # Descriptors for the mold, and read-only ones for whoever asks on the control socket.
+    pages: dict[str, int]
+    views: list[int]
+
+
+def share() -> Memories:
+    """Make the shared memories."""
+    counters, rows = Counters(), Table()
+    activity = shared_memory("activity", SLOTS * PAGE)
+    phase = shared_memory("phase", PAGE)
+    views = [read_only(fd) for fd in (counters.fd, rows.fd, activity)]
+    pages = {"activity": activity, "phase": read_only(phase)}
+    os.close(phase)
+    return Memories(counters, rows, ActivityView(activity, SLOTS), pages, views)
+
+
+class Parts:
+    """Everything the master is made of, but its own phase."""
+
+    def __init__(self, config: Config, loop: Loop, environ: Mapping[str, str]) -> None:
+        self.current = current = Current(config)
+        self.loop = loop
+        self.memories = memories = share()
+        self.counters = counters = memories.counters
+        self.table = table = ChildTable()
+        self.sessions = sessions = Sessions(counters)
+        self.gauges = Gauges(current=current, loop=loop, table=table, sessions=sessions, counters=counters, rows=memories.rows)
+        self.ladder = ladder = Ladder(current=current, loop=loop, table=table)
+        self.births = births = Births(table, counters)
+        self.handover = handover = HandOver(current=current, loop=loop, table=table, sessions=sessions, counters=counters, ladder=ladder)
+        self.pool = pool = Pool(current=current, loop=loop, table=table, births=births, handover=handover, ladder=ladder)
+        self.reaper = Reaper(
+            loop=loop,
+            table=table,
+            births=births,
+            pool=pool,
+            handover=handover,
+            ladder=ladder,
+            counters=counters,
+            activity=memories.activity,
+        )
+        self.linger = Linger(loop)
+        self.listeners = Listeners(loop=loop, counters=counters)
+        launcher = spawn.Launcher(environ=environ, limits=descriptors.raise_limit(config))
+        self.molds = Molds(
+            current=current,
+            loop=loop,
+            table=table,
+            ladder=ladder,
+            pool=pool,
+            counters=counters,
+            pages=memories.pages,
+            launcher=launcher,
+        )
+        self.exporters = Exporters(current=current, loop=loop, table=table, ladder=ladder, counters=counters, launcher=launcher)
+        self.reaper.on_exit = {Kind.MOLD: self.molds.exited, Kind.EXPORTER: self.exporters.exited}
+        self.control: Control | None = None
+
+    def open(self, *, passed: Mapping[str, socket.socket], control_path: str, verbs: Mapping[str, Verb]) -> None:
+        """Open every socket that the settings ask for. Raises ConfigError; what was open by then is for `close`."""
+        config = self.current.config
+        for listener in config.listeners:
+            opened = sockets.open_listener(listener, passed)
+            self.listeners.add(opened, listener.name)
+            log.info("listening", listener=listener.name, address=sockets.address(opened.socket))
+        self.control = Control(loop=self.loop, opened=sockets.open_control(control_path), verbs=verbs)
+        if config.metrics.listen is not None:
+            self.exporters.listener = sockets.open_metrics(config.metrics.listen)
+            log.info("metrics_listening", address=sockets.address(self.exporters.listener.socket))
+
+    def close(self) -> None:
+        """Close every socket, and remove the socket files that are ours."""
+        self.listeners.close()
+        self.linger.close()
+        if self.control is not None:
+            self.control.close()
+        if self.exporters.listener is not None:
+            self.exporters.listener.close()

@@ -1,0 +1,137 @@
+"""The reaper: the only place where a child is waited for.
+
+SIGCHLD says "some"; the loop asks until nothing is left. Each exit is looked at before it is taken (waitid(2), WNOWAIT), because
+as long as the zombie is there its pid and its group are its own: what it said last is read, and what poold ended is swept up.
+"""
+
+import os
+from collections.abc import Callable
+
+from poold.log import log
+from poold.master.births import Births, Exit
+from poold.master.children import Child, ChildTable, failure_of
+from poold.master.handover import HandOver
+from poold.master.ladder import Ladder
+from poold.master.loop import Loop
+from poold.master.pool import Pool
+from poold.pages import ActivityView
+from poold.scoreboard import CPU_SECONDS, FAILED, MEMORY_BYTES, REAPED, UNKNOWN_REAPED, Counters
+from poold.words import Cause, Failure, Kind
+
+# Exits in one turn; the rest in the next one.
+REAPS_MAX = 256
+
+
+class Reaper:
+    """Waits for children, and settles what their ends leave behind."""
+
+    def __init__(
+        self,
+        *,
+        loop: Loop,
+        table: ChildTable,
+        births: Births,
+        pool: Pool,
+        handover: HandOver,
+        ladder: Ladder,
+        counters: Counters,
+        activity: ActivityView,
+    ) -> None:
+        self._loop = loop
+        self._table = table
+        self._births = births
+        self._pool = pool
+        self._handover = handover
+        self._ladder = ladder
+        self._counters = counters
+        self._activity = activity
+        # What is to be done when a child of another kind than worker has gone.
+        self.on_exit: dict[Kind, Callable[[Child, Exit], object]] = {}
+
+    def reap(self) -> bool:
+        """Take the exits there are, a bounded number; say whether there may be more."""
+        for _ in range(REAPS_MAX):
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if found is None:
+                    return False
+                self._take(found.si_pid)
+            except ChildProcessError:
+                self._reconcile()
+                return False
+        return True
+
+    def _take(self, pid: int) -> None:
+        child = self._table.by_pid(pid)
+        if child is None:
+            # A worker may have died before its BORN was read.
+            for starting in list(self._births.open.values()):
+                self._pool.read(starting)
+            child = self._table.by_pid(pid)
+        if child is not None:
+            self._pool.hear_out(child)
+            self._ladder.sweep(child)
+        _, status, usage = os.wait4(pid, 0)
+        exit = Exit(pid, os.waitstatus_to_exitcode(status), usage)
+        if child is not None:
+            self._settle(child, exit)
+        else:
+            self._births.exited(exit)
+
+    def match(self) -> None:
+        """Find out to whom the exits belong that had no row when they were taken."""
+        if not self._births.unclaimed:
+            return
+        for child, exit in self._births.match():
+            self._settle(child, exit)
+        for stranger in self._births.strangers():
+            self._counters.cells[UNKNOWN_REAPED] += 1
+            log.debug("unknown_child_reaped", pid=stranger.pid, status=stranger.status)
+
+    def _reconcile(self) -> None:
+        """Let go of children that somebody else has waited for: nobody will tell how they ended (wait(2), ECHILD)."""
+        for child in self._table:
+            if not child.pid:
+                continue
+            try:
+                os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                log.error("exit_status_lost", kind=child.kind, pid=child.pid)
+                self._pool.hear_out(child)
+                self._settle(child, Exit(child.pid, None, None))
+
+    def _settle(self, child: Child, exit: Exit) -> None:
+        """Draw the line under a child: its session, the counts, the slot."""
+        now = self._loop.clock()
+        self._ladder.relax(child)
+        self._ladder.close_channel(child)
+        self._births.close(child)
+        session = child.session
+        cause: Cause | None = None
+        if child.kind is Kind.WORKER:
+            gone = exit.status is not None and exit.status > 0 and self._activity.client_gone(child.slot)
+            cause = self._handover.settle(child, status=exit.status, client_gone=gone)
+        failure = failure_of(child, status=exit.status, cause=cause)
+        cells = self._counters.cells
+        cells[REAPED[child.kind]] += 1
+        if exit.usage is not None:
+            self._counters.observe(CPU_SECONDS, exit.usage.ru_utime + exit.usage.ru_stime)
+            self._counters.observe(MEMORY_BYTES, exit.usage.ru_maxrss * 1024)
+        if failure is not None:
+            cells[FAILED[failure]] += 1
+            log.warning(
+                "child_failed",
+                kind=child.kind,
+                pid=exit.pid,
+                reason=failure,
+                status=exit.status,
+                session=session.id if session is not None else None,
+                peer=session.peer if session is not None else None,
+                seconds=now - child.claimed_at,
+            )
+        self._table.remove(child)
+        log.debug("child_reaped", kind=child.kind, pid=exit.pid, status=exit.status, cause=cause)
+        if failure is Failure.STILLBORN and child.kind is Kind.WORKER:
+            self._pool.stillborn()
+        if child.kind in self.on_exit:
+            self.on_exit[child.kind](child, exit)

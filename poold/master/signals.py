@@ -1,0 +1,68 @@
+"""Signals of the master: one function notes which have come, the loop acts.
+
+The function is the only one that is ever given to signal.signal() here, and it does nothing but note. The wakeup descriptor
+(signal.set_wakeup_fd) only wakes: its bytes mean nothing, so a full buffer loses nothing.
+"""
+
+import faulthandler
+import signal
+import socket
+
+# Left as they are: with faulthandler the first group says where it happened, and the second is a shell's business.
+FATAL = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS, signal.SIGTRAP, signal.SIGABRT}
+JOB_CONTROL = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCONT}
+UNCATCHABLE = {signal.SIGKILL, signal.SIGSTOP}
+
+
+class Inbox:
+    """Which signals have come since the loop last looked."""
+
+    def __init__(self) -> None:
+        self._pending: set[int] = set()
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+
+    def open(self) -> None:
+        """Give every signal its disposition, whatever this process was started with, and unblock all (sigaction(2)).
+
+        A handler, not SIG_IGN, for those that mean nothing: an ignored signal would stay ignored in programs that children start.
+        """
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        for number in signal.valid_signals():
+            if number in UNCATCHABLE:
+                continue
+            if number in FATAL or number in JOB_CONTROL:
+                signal.signal(number, signal.SIG_DFL)
+            else:
+                signal.signal(number, self._note)
+        faulthandler.enable()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    def _note(self, signum: int, frame: object) -> None:
+        self._pending.add(signum)
+
+    def note(self, signum: int) -> None:
+        """Look at this signal again in the next turn, as if it had come once more."""
+        self._pending.add(signum)
+        try:
+            self._writer.send(b"\0")
+        except BlockingIOError:
+            # The buffer is full of reasons to wake up already.
+            return
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when a signal has come."""
+        return self._reader.fileno()
+
+    def take(self) -> set[int]:
+        """Return the signals that have come and forget them; empty the wakeup descriptor first, so that none is missed."""
+        try:
+            self._reader.recv(65536)
+        except BlockingIOError:
+            # Woken by something else.
+            pass
+        if not self._pending:
+            return self._pending
+        taken, self._pending = self._pending, set()
+        return taken

@@ -1,0 +1,214 @@
+"""Opens listening sockets, or checks the ones that were passed; no policy.
+
+Every one is non-blocking, because a client may leave between the readiness and the accept (accept(2)). A socket file that nobody
+listens on any more is replaced, under a lock on its folder; one that is alive never is.
+"""
+
+import fcntl
+import grp
+import os
+import pwd
+import socket
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from poold.address import Address, Scheme
+from poold.config import Listener
+from poold.errors import ConfigError, Problem
+
+
+@dataclass(slots=True)
+class Opened:
+    """A listening socket; `file` says which file on disk is its own (device, inode), None if there is none to remove."""
+
+    socket: socket.socket
+    path: str = ""
+    file: tuple[int, int] | None = None
+
+    def close(self) -> None:
+        """Close it, and remove its file if that is still its own."""
+        self.socket.close()
+        if self.file is None:
+            return
+        try:
+            status = os.lstat(self.path)
+            if (status.st_dev, status.st_ino) == self.file:
+                os.unlink(self.path)
+        except FileNotFoundError:
+            # Somebody has removed it before.
+            return
+
+
+def open_listener(listener: Listener, passed: Mapping[str, socket.socket]) -> Opened:
+    """Open what a `[[listener]]` asks for. Raises ConfigError naming the address."""
+    address = listener.address
+    try:
+        if address.scheme is Scheme.SYSTEMD:
+            opened = Opened(_passed(address.name, passed))
+        elif address.scheme is Scheme.UNIX:
+            opened = open_unix(address.path, mode=listener.mode, owner=listener.owner, group=listener.group, backlog=listener.backlog)
+        else:
+            opened = Opened(_tcp(listener))
+    except (OSError, ValueError, KeyError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError([Problem("listener.address", f"cannot listen on {address}: {reason}")]) from error
+    opened.socket.setblocking(False)
+    if opened.socket.family != socket.AF_UNIX:
+        _tune(opened.socket, listener)
+    return opened
+
+
+def open_metrics(address: Address) -> Opened:
+    """Open the metrics listener. Raises ConfigError naming the address."""
+    try:
+        if address.scheme is Scheme.UNIX:
+            return open_unix(address.path, mode=0o660, backlog=64)
+        return Opened(_bound(address.host, address.port, backlog=64))
+    except OSError as error:
+        raise ConfigError([Problem("metrics.listen", f"cannot listen on {address}: {error.strerror}")]) from error
+
+
+def open_control(path: str) -> Opened:
+    """Open the control socket. Raises ConfigError naming the path."""
+    try:
+        return open_unix(path, mode=0o600, backlog=64)
+    except OSError as error:
+        raise ConfigError([Problem("control.socket", f"cannot listen on {path}: {error.strerror}")]) from error
+
+
+def address(listening: socket.socket) -> str:
+    """Return where a socket listens, as the settings would write it."""
+    name = listening.getsockname()
+    if listening.family == socket.AF_UNIX:
+        return str(Address(Scheme.UNIX, path=name if isinstance(name, str) else name.decode("utf-8", "replace")))
+    return str(Address(Scheme.TCP, host=name[0], port=name[1]))
+
+
+def _bound(host: str, port: int, *, backlog: int, freebind: bool = False, interface: str | None = None) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # Said either way, because the default is the system's (ipv6(7), bindv6only); only [::] is for IPv4 too.
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
+        if freebind:
+            listening.setsockopt(socket.SOL_IP, 15, 1)  # IP_FREEBIND (ip(7)), which the module socket does not name
+        if interface is not None:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+        listening.bind((host, port))
+        listening.listen(backlog)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _tcp(listener: Listener) -> socket.socket:
+    address = listener.address
+    return _bound(address.host, address.port, backlog=listener.backlog, freebind=listener.freebind, interface=listener.interface)
+
+
+def _tune(listening: socket.socket, listener: Listener) -> None:
+    """Set what accepted sockets inherit from their listener (tcp(7))."""
+    if listener.keepalive:
+        idle = max(1, round(listener.keepalive))
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, idle // 4))
+    if listener.user_timeout:
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(listener.user_timeout * 1000)))
+    if listener.nodelay:
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _passed(name: str, passed: Mapping[str, socket.socket]) -> socket.socket:
+    if name not in passed:
+        known = ", ".join(sorted(passed)) or "none"
+        raise ValueError(f"no socket named {name!r} was passed (passed: {known}); name it with FileDescriptorName= in the .socket unit")
+    return passed[name]
+
+
+def adopt(name: str, fd: int) -> socket.socket:
+    """Check a descriptor that was passed, and return it as a socket. Raises ConfigError naming it (sd_is_socket(3))."""
+
+    def wrong(what: str) -> ConfigError:
+        return ConfigError([Problem("", f"the passed descriptor {fd} ({name}) {what}; a listening stream socket is needed")])
+
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise wrong("is not a socket")
+        # They are passed without close-on-exec, and no child may ever have one.
+        os.set_inheritable(fd, False)
+    except OSError as error:
+        raise wrong(f"cannot be used: {error.strerror}") from error
+    passed = socket.socket(fileno=fd)
+    if passed.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+        passed.detach()
+        raise wrong(f"is of family {passed.family}")
+    if passed.type != socket.SOCK_STREAM or not passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        passed.detach()
+        raise wrong("does not listen for streams")
+    return passed
+
+
+def open_unix(path: str, *, mode: int, backlog: int, owner: str | None = None, group: str | None = None) -> Opened:
+    """Listen on a socket file that only its mode opens to others. Raises OSError; EADDRINUSE where another process listens."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _locked(os.path.dirname(path)):
+            _remove_stale(path)
+            # Nobody may connect before owner and mode are right, so it begins with no rights at all.
+            before = os.umask(0o777)
+            try:
+                listening.bind(path)
+            finally:
+                os.umask(before)
+            _give(path, owner, group)
+            os.chmod(path, mode)
+            status = os.lstat(path)
+            listening.listen(backlog)
+    except BaseException:
+        listening.close()
+        raise
+    return Opened(listening, path, (status.st_dev, status.st_ino))
+
+
+@contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Let one poold at a time look at, remove and make socket files in a folder. The lock leaves nothing behind."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(17, "the path exists and is not a socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            # Its backlog is full: somebody listens.
+            pass
+    raise OSError(98, "another process listens there")
+
+
+def _give(path: str, owner: str | None, group: str | None) -> None:
+    if owner is None and group is None:
+        return
+    uid = -1 if owner is None else int(owner) if owner.isdigit() else pwd.getpwnam(owner).pw_uid
+    gid = -1 if group is None else int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+    os.chown(path, uid, gid)

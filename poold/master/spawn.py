@@ -1,0 +1,136 @@
+"""Starts fresh interpreters: mold, exporter, trial. Workers are not started here; the mold clones them.
+
+A child inherits descriptors 0, 1, 2 and the ones it is given by name, as `NAME=NUMBER` arguments. Everything else is
+close-on-exec. Signals: none blocked, every disposition at its default (posix_spawn(3)). In a session of its own, so that a
+terminal's Ctrl-C reaches the master alone.
+"""
+
+import json
+import os
+import pwd
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from poold import config as schema
+from poold.scoreboard import shared_memory
+
+# The few variables of the master's that children get.
+KEPT = ("PATH", "HOME", "LANG", "TZ", "USER", "LOGNAME", "SHELL")
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+# `-P` keeps the working directory out of sys.path. `-c` and not `-m`, which would load runpy and what it needs. The folder of
+# this poold goes last: it is only for a poold that was found through PYTHONPATH or the working directory.
+PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); from {module} import main; sys.exit(main())"
+HOME = str(Path(__file__).resolve().parent.parent.parent)
+
+
+@dataclass(frozen=True, slots=True)
+class Launcher:
+    """What every start needs: the master's environment, and its limit of open files as it was before it was raised."""
+
+    environ: Mapping[str, str]
+    limits: tuple[int, int]
+
+    def exporter(self, settings: schema.Config, **fds: int) -> int:
+        """Start an exporter and return its pid. Raises OSError, KeyError for a user that does not exist."""
+        identity_of = identity(settings.server) or nobody()
+        document = {"identity": identity_of, "nofile": self.limits, "log_format": settings.log.format, "log_level": settings.log.level}
+        return self._start("poold.exporter", document, settings.server, fds)
+
+    def mold(self, settings: schema.Config, **fds: int) -> int:
+        """Start a mold and return its pid. Raises OSError, KeyError for a user that does not exist."""
+        return self._start("poold.mold.main", {**mold_document(settings), "nofile": self.limits}, settings.server, fds)
+
+    def _start(self, module: str, document: Mapping[str, Any], server: schema.Server, fds: Mapping[str, int]) -> int:
+        settings = shared_memory("settings", 0)
+        try:
+            os.write(settings, json.dumps(document).encode())
+            os.lseek(settings, 0, os.SEEK_SET)
+            return start(module, fds={**fds, "settings": settings}, environment=environment(server, self.environ))
+        finally:
+            os.close(settings)
+
+
+def start(module: str, *, fds: Mapping[str, int], environment: Mapping[str, str]) -> int:
+    """Start `main` of a module in a fresh interpreter and return its pid. Raises OSError."""
+    argv = [sys.executable, "-P", "-c", PROGRAM.format(module=module), HOME, *(f"{name}={fd}" for name, fd in fds.items())]
+    actions: list[tuple[Any, ...]] = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, 2, 1),
+        # Onto itself: glibc clears close-on-exec then (posix_spawn_file_actions_adddup2(3)).
+        *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in fds.values()),
+    ]
+    defaults = [number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)]
+    return os.posix_spawn(sys.executable, argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=defaults)
+
+
+def environment(server: schema.Server, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a mold and its workers: a few of the master's, those of the user, those of the settings."""
+    kept = {key: value for key, value in environ.items() if key in KEPT or key.startswith("LC_")}
+    kept.setdefault("PATH", DEFAULT_PATH)
+    if server.user is not None:
+        entry = passwd(server.user)
+        kept |= {"HOME": entry.pw_dir, "USER": entry.pw_name, "LOGNAME": entry.pw_name, "SHELL": entry.pw_shell or "/bin/sh"}
+    return kept | dict(server.environment)
+
+
+def passwd(user: str) -> pwd.struct_passwd:
+    """Return the entry of a user given by name or by number. Raises KeyError."""
+    return pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
+
+
+def identity(server: schema.Server) -> dict[str, Any] | None:
+    """Return whom children run as, for `poold.sandbox.become_identity`; None: as the master. Raises KeyError."""
+    import grp  # only where a user is named
+
+    def number(group: str) -> int:
+        return int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+
+    if os.geteuid() != 0 or (server.user is None and server.group is None and server.groups is None):
+        return None
+    entry = passwd(server.user) if server.user is not None else pwd.getpwuid(os.geteuid())
+    gid = number(server.group) if server.group is not None else entry.pw_gid
+    if server.groups is not None:
+        groups = [number(group) for group in server.groups]
+    else:
+        groups = os.getgrouplist(entry.pw_name, gid)
+    return {"uid": entry.pw_uid, "gid": gid, "groups": sorted(set(groups))}
+
+
+def nobody() -> dict[str, Any] | None:
+    """Return the identity of a helper of root's that needs no rights; None where the master has none to give away."""
+    if os.geteuid() != 0:
+        return None
+    entry = pwd.getpwnam("nobody")
+    return {"uid": entry.pw_uid, "gid": entry.pw_gid, "groups": []}
+
+
+def service_name(server: schema.Server) -> str:
+    """Return the short name of what is served, for process titles: the handler's module or class, or the program."""
+    if server.command is not None:
+        return os.path.basename(server.command[0])
+    module, _, attribute = (server.handler or "").partition(":")
+    return attribute if attribute[:1].isupper() else module.rpartition(".")[2]
+
+
+def mold_document(settings: schema.Config) -> dict[str, Any]:
+    """Return what a mold needs of the settings."""
+    server, pool = settings.server, settings.pool
+    return {
+        "handler": server.handler,
+        "command": list(server.command) if server.command is not None else None,
+        "name": service_name(server),
+        "options": server.options,
+        "path": list(server.path),
+        "identity": identity(server),
+        "umask": server.umask,
+        "working_directory": server.working_directory,
+        "preload": pool.preload and server.command is None,
+        "connections_per_child": pool.connections_per_child if server.command is None else 1,
+        "log_format": settings.log.format,
+        "log_level": settings.log.level,
+    }

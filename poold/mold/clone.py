@@ -1,0 +1,134 @@
+"""The only place where workers are made: a clone whose parent is the master.
+
+CLONE_PARENT (clone(2)) makes the new process a child of this process's parent, so SIGCHLD, the exit status and the resource
+usage arrive at the master, where the table is. CPython names what must be called around a fork that is not os.fork():
+PyOS_BeforeFork, PyOS_AfterFork_Parent, PyOS_AfterFork_Child (C API, "Operating System Utilities").
+
+The raw system call skips the C library's fork handlers, which take its locks. With one thread there is nobody who could hold
+them. With more there is: clones of a process that had getaddrinfo or dlopen running hung in 8 of 18 cases. So a mold that has
+threads forks twice with os.fork() instead: the middle process ends at once, and its child falls to the master, which is a
+subreaper (prctl(2), PR_SET_CHILD_SUBREAPER). That is a third slower and never hung.
+"""
+
+import ctypes
+import errno
+import os
+import signal
+import struct
+
+_CLONE_PARENT = 0x00008000
+_CLONE_CHILD_CLEARTID = 0x00200000
+_CLONE_CHILD_SETTID = 0x01000000
+_PR_GET_TID_ADDRESS = 40
+
+# By architecture: the number of clone, and whether the TLS argument stands before the child's thread id (clone(2), "C
+# library/kernel differences"). Elsewhere workers are forked twice. clone3 is the same everywhere, but it fails with ENOSYS
+# where systemd's RestrictNamespaces= is on.
+_CLONE = {"x86_64": (56, False), "aarch64": (220, True)}
+_RT_SIGACTION = {"x86_64": 13, "aarch64": 134}.get(os.uname().machine)
+_CLONE_NUMBER, _TLS_FIRST = _CLONE.get(os.uname().machine, (None, False))
+
+# PyDLL, not CDLL: the interpreter's lock must stay held across the clone, and the child goes on as its holder.
+_libc = ctypes.PyDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+_syscall.argtypes = (ctypes.c_long, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+_python = ctypes.pythonapi
+
+
+def _tid_address() -> int | None:
+    """Return where the C library keeps this thread's id, or None where the kernel does not tell.
+
+    The child must get its own id there, or every call that uses it (pthread_setaffinity_np, say) would act on the mold.
+    """
+    address = ctypes.c_void_p()
+    if _libc.prctl(_PR_GET_TID_ADDRESS, ctypes.byref(address), None, None, None) != 0:
+        return None
+    return address.value
+
+
+_TID_ADDRESS = _tid_address()
+CLONE_WORKS = _CLONE_NUMBER is not None and _TID_ADDRESS is not None
+
+
+def reset_internal_signals() -> None:
+    """Give the two signals that the C library keeps to itself their default disposition.
+
+    glibc's posix_spawn leaves 32 and 33 ignored in what it starts, its sigaction refuses to name them, and an ignored signal
+    would stay ignored in every program that a worker starts.
+    """
+    if _RT_SIGACTION is not None:
+        default = ctypes.create_string_buffer(64)
+        for number in (32, 33):
+            _syscall(_RT_SIGACTION, number, ctypes.addressof(default), None, 8, None)
+
+
+def threads() -> int:
+    """Return how many threads this process has, those that Python does not know included."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def clone_worker() -> int:
+    """Clone this process as a child of the master: return its pid, and 0 in the clone. Raises OSError.
+
+    To be called with all signals blocked, and with one thread only.
+    """
+    assert _CLONE_NUMBER is not None
+    flags = _CLONE_PARENT | _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID | signal.SIGCHLD
+    last = (None, _TID_ADDRESS) if _TLS_FIRST else (_TID_ADDRESS, None)
+    _python.PyOS_BeforeFork()
+    pid: int = _syscall(_CLONE_NUMBER, flags, None, None, *last)
+    if pid == 0:
+        _python.PyOS_AfterFork_Child()
+        return 0
+    number = ctypes.get_errno()
+    _python.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise OSError(number, os.strerror(number))
+    return pid
+
+
+def fork_worker(master: int) -> int:
+    """Do the same by forking twice; the process `master` must be a subreaper. Raises OSError.
+
+    The worker returns only once it is the master's child: before, PR_SET_PDEATHSIG would fire at the middle process's end.
+    """
+    said_r, said_w = os.pipe()
+    gone_r, gone_w = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        os.close(said_r)
+        os.close(gone_w)
+        _fork_again(said_w)
+        os.read(gone_r, 1)
+        os.close(gone_r)
+        if os.getppid() != master:
+            os._exit(1)
+        return 0
+    os.close(said_w)
+    os.close(gone_r)
+    try:
+        said = os.read(said_r, 8)
+        os.waitpid(middle, 0)
+    finally:
+        os.close(said_r)
+        os.close(gone_w)
+    if len(said) != 8:
+        raise OSError(errno.EAGAIN, "the middle process ended without a word")
+    pid, number = struct.unpack("ii", said)
+    if number:
+        raise OSError(number, os.strerror(number))
+    return int(pid)
+
+
+def _fork_again(said_w: int) -> None:
+    """Be the middle process: fork the worker, say its pid, end. Only the worker returns."""
+    try:
+        pid = os.fork()
+    except OSError as error:
+        os.write(said_w, struct.pack("ii", 0, error.errno or errno.EAGAIN))
+        os._exit(1)
+    if pid:
+        os.write(said_w, struct.pack("ii", pid, 0))
+        os._exit(0)
+    os.close(said_w)

@@ -1,0 +1,151 @@
+"""A mold's life: become the user, import the handler, then clone a worker for each order until the channel ends.
+
+Started by the master as a fresh interpreter with `NAME=NUMBER` arguments, one for each descriptor it inherits: `channel`, `settings`
+(a memory file with the JSON text of what it needs), `activity` and `phase` (see `poold.pages`).
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+
+from poold import __version__, channel, sandbox
+from poold.channel import MoldWord
+from poold.log import TRACEBACK_MAX, log, trace
+from poold.mold import clone
+from poold.title import set_title
+from poold.worker import adapters
+from poold.worker.main import Birth, live
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+    from typing import Any, NoReturn
+
+SETTINGS_MAX = 16 << 20
+
+
+class Mold:
+    """What workers are cloned from, once the handler is loaded."""
+
+    def __init__(self, end: socket.socket, settings: dict[str, Any], fds: dict[str, int]) -> None:
+        self._end = end
+        self._settings = settings
+        self._fds = fds
+        self._master = os.getppid()
+        self._altered: tuple[int, ...] = ()
+        self._serve: adapters.Serve | None = None
+
+    def prepare(self) -> None:
+        """Become the user and load the handler. Whatever is raised says why there can be no worker."""
+        settings = self._settings
+        # The master raised its own limit (getrlimit(2)); programs that use select() rely on a low one.
+        resource.setrlimit(resource.RLIMIT_NOFILE, tuple(settings["nofile"]))
+        sandbox.become_identity(settings["identity"])
+        if not sandbox.die_with(self._master):
+            os._exit(0)
+        os.umask(settings["umask"])
+        os.chdir(settings["working_directory"])
+        sys.path.extend(settings["path"])
+        if settings["preload"]:
+            self._serve = adapters.load(settings)
+        self._altered = altered_dispositions()
+        # A collection in a worker would write to every page it shares with its siblings (gc.freeze's documentation).
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+
+    def run(self) -> None:
+        """Clone until the master closes the channel."""
+        while True:
+            data, fd = channel.receive_with(self._end, channel.ORDER_MAX)
+            if not data:
+                return
+            slot, incarnation = channel.read_order(data)
+            if fd is None:
+                self._answer(slot, incarnation, number=errno.EMFILE)  # what made the kernel drop the descriptor
+                continue
+            self._order(slot, incarnation, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd))
+
+    def _order(self, slot: int, incarnation: int, end: socket.socket) -> None:
+        # A signal that came between the clone and the new process's own set-up would be taken by the wrong code.
+        before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+        number = pid = 0
+        try:
+            if clone.CLONE_WORKS and clone.threads() == 1:
+                pid = clone.clone_worker()
+            else:
+                pid = clone.fork_worker(self._master)
+        except OSError as error:
+            number = error.errno or 0
+        if pid == 0 and number == 0:
+            self._live(slot, end)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        end.close()
+        self._answer(slot, incarnation, pid=pid, number=number)
+
+    def _live(self, slot: int, end: socket.socket) -> NoReturn:
+        """Be a worker; nothing of the mold's is left open."""
+        self._end.close()
+        birth = Birth(
+            slot=slot,
+            channel=end,
+            master=self._master,
+            activity=self._fds["activity"],
+            phase=self._fds["phase"],
+            altered=self._altered,
+            settings=self._settings,
+            serve=self._serve,
+        )
+        live(birth)
+
+    def _answer(self, slot: int, incarnation: int, *, pid: int = 0, number: int = 0) -> None:
+        self._end.send(
+            channel.mold_report(MoldWord.ANSWER, slot=slot, incarnation=incarnation, pid=pid, number=number), socket.MSG_NOSIGNAL
+        )
+
+
+def altered_dispositions() -> tuple[int, ...]:
+    """Return the signals that the handler's import has caught or ignored, by the kernel's word (proc(5), SigIgn, SigCgt)."""
+    mask = 0
+    with open("/proc/self/status", "rb") as status:
+        for line in status:
+            if line.startswith((b"SigIgn:", b"SigCgt:")):
+                mask |= int(line.split()[1], 16)
+    return tuple(number for number in signal.valid_signals() if mask >> (number - 1) & 1)
+
+
+def _settings(fd: int) -> dict[str, Any]:
+    with open(fd, "rb") as file:
+        settings: dict[str, Any] = json.loads(file.read(SETTINGS_MAX))
+    return settings
+
+
+def main() -> None:
+    """Run a mold to its end; the exit status says nothing that the channel has not said."""
+    fds = {name: int(number) for name, _, number in (argument.partition("=") for argument in sys.argv[1:])}
+    # Python ignores SIGPIPE and SIGXFSZ and catches SIGINT; workers start with every disposition at its default.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    clone.reset_internal_signals()
+    for fd in fds.values():
+        os.set_inheritable(fd, False)
+    end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fds["channel"])
+    set_title("mold")
+    settings = _settings(fds["settings"])
+    log.configure(format=settings["log_format"], level=settings["log_level"])
+    end.send(channel.mold_report(MoldWord.HELLO, text=__version__))
+    mold = Mold(end, settings, fds)
+    try:
+        mold.prepare()
+    except BaseException as error:  # user code may raise anything, SystemExit included; the master must hear it
+        text = trace(error)
+        end.send(channel.mold_report(MoldWord.FAILED, text=f"{type(error).__name__}: {error}\n{text}"[:TRACEBACK_MAX]))
+        sys.exit(1)
+    end.send(channel.mold_report(MoldWord.READY, number=clone.threads()))
+    mold.run()

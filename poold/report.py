@@ -1,0 +1,177 @@
+"""What `poold status` and `poold ps` print, made from a daemon's shared memories: the master only hands over descriptors."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from poold import rpc
+from poold import scoreboard as board
+from poold.log import printable
+from poold.pages import ActivityView
+from poold.scoreboard import CountersView, Row, TableView
+from poold.words import Kind, State
+
+ANSWER_SECONDS = 5.0
+_TICK = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A daemon's own words, and its shared memories."""
+
+    state: dict[str, Any]
+    counters: CountersView
+    table: TableView
+    activity: ActivityView
+
+
+def fetch(places: list[Path]) -> View:
+    """Ask the first daemon that listens in one of these places. Raises rpc.UnreachableError."""
+    state, fds = rpc.call(places, {"verb": "view"}, timeout=ANSWER_SECONDS)
+    try:
+        if not state.get("ok") or len(fds) != rpc.VIEW_FDS:
+            raise rpc.UnreachableError(str(state.get("error", "the answer lacks its descriptors")))
+        return View(state, CountersView(fds[0]), TableView(fds[1]), ActivityView(fds[2], board.SLOTS))
+    except ValueError as error:
+        raise rpc.UnreachableError(str(error)) from error
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def summary(view: View) -> dict[str, Any]:
+    """Return the figures of `poold status`, all of one moment."""
+    cells = view.counters.read()
+    names = view.counters.names(cells)
+    addresses = {listener["name"]: listener["address"] for listener in view.state["listeners"]}
+    return {
+        "version": view.state["version"],
+        "pid": view.state["pid"],
+        "phase": view.state["phase"],
+        "generation": cells[board.GENERATION],
+        "seconds": round(view.state["seconds"], 3),
+        "accepting": bool(cells[board.ACCEPTING]),
+        "listeners": [
+            {"name": name, "address": addresses.get(name), "accepted": cells[board.ACCEPTED[number]]} for number, name in enumerate(names)
+        ],
+        "sessions": {"active": cells[board.SESSIONS_ACTIVE], "serving": cells[board.CHILDREN_ACTIVE]},
+        "children_max": cells[board.CHILDREN_MAX],
+        "spares": cells[board.CHILDREN[Kind.WORKER, State.SPARE]],
+        "spawned": {kind: cells[cell] for kind, cell in board.SPAWNED.items()},
+        "reaped": {kind: cells[cell] for kind, cell in board.REAPED.items()},
+        "failed": {reason: cells[cell] for reason, cell in board.FAILED.items()},
+        "refused": {reason: cells[cell] for reason, cell in board.REFUSED.items()},
+        "ended": {cause: cells[cell] for cause, cell in board.ENDED.items()},
+        "last_reload": {
+            "successful": bool(cells[board.RELOAD_SUCCESSFUL]),
+            "applied_at": cells[board.RELOAD_SUCCESS_AT] / 1e6,
+        },
+    }
+
+
+def status(view: View, *, as_json: bool) -> str:
+    """Return what `poold status` prints."""
+    facts = summary(view)
+    if as_json:
+        return json.dumps(facts, indent=2)
+    applied_at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts["last_reload"]["applied_at"]))
+    lines = [
+        ("poold", f"{facts['version']}, pid {facts['pid']}, up {age(facts['seconds'])}"),
+        ("phase", f"{facts['phase']}, {'accepting' if facts['accepting'] else 'not accepting'}"),
+        ("generation", f"{facts['generation']}, settings of {applied_at}"),
+        ("sessions", f"{facts['sessions']['active']} active of at most {facts['children_max']}"),
+        ("spares", f"{facts['spares']}"),
+        ("reaped", _counts(facts["reaped"])),
+        ("failed", _counts(facts["failed"])),
+        ("refused", _counts(facts["refused"])),
+        ("ended", _counts(facts["ended"])),
+        ("last reload", "applied" if facts["last_reload"]["successful"] else "refused"),
+    ]
+    for listener in facts["listeners"]:
+        address = listener["address"] or "closed"
+        name = "" if listener["name"] == address else f"{printable(listener['name'])}, "
+        lines.append(("listener", f"{name}{address}, {listener['accepted']} accepted"))
+    return "\n".join(f"{name:<12} {text}" for name, text in lines)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    total = sum(counts.values())
+    parts = ", ".join(f"{word} {count}" for word, count in counts.items() if count)
+    return f"{total} ({parts})" if parts else f"{total}"
+
+
+def children(view: View, *, as_json: bool) -> str:
+    """Return what `poold ps` prints."""
+    cells = view.counters.read()
+    names = view.counters.names(cells)
+    rows = [_child(view, row, names) for row in view.table.rows()]
+    if as_json:
+        return json.dumps(rows, indent=2)
+    header = ("PID", "KIND", "STATE", "SESSION", "PEER", "LISTENER", "AGE", "GEN", "CPU", "MEM", "STATUS")
+    return _aligned([header, *(_cells(row) for row in rows)])
+
+
+def _child(view: View, row: Row, names: list[str]) -> dict[str, Any]:
+    cpu, memory = usage(row.pid)
+    serving = row.session != 0
+    return {
+        "pid": row.pid,
+        "kind": row.kind,
+        "state": row.state,
+        "session": row.session or None,
+        "peer": row.peer or None,
+        "listener": names[row.listener] if row.listener < len(names) else None,
+        "seconds": round(time.monotonic() - (row.session_at if serving else row.born_at), 3),
+        "generation": row.generation,
+        "cpu_seconds": cpu,
+        "memory_bytes": memory,
+        "status": view.activity.status(row.slot) if row.kind is Kind.WORKER and serving else "",
+    }
+
+
+def usage(pid: int) -> tuple[float | None, int | None]:
+    """Return CPU seconds and resident bytes of a process, None where they cannot be read (it has gone, or /proc is hidden)."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None, None
+    return (int(fields[11]) + int(fields[12])) / _TICK, int(fields[21]) * _PAGE
+
+
+def _cells(child: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        str(child["pid"]),
+        child["kind"],
+        child["state"],
+        str(child["session"] or "-"),
+        printable(child["peer"] or "-"),
+        printable(child["listener"] or "-"),
+        age(child["seconds"]),
+        str(child["generation"]),
+        "-" if child["cpu_seconds"] is None else f"{child['cpu_seconds']:.2f}",
+        "-" if child["memory_bytes"] is None else f"{child['memory_bytes'] / (1 << 20):.1f}M",
+        printable(child["status"]),
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def age(seconds: float) -> str:
+    """Return a length of time as people say it: 12s, 5m03s, 2h05m, 3d04h."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"

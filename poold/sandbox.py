@@ -1,0 +1,65 @@
+"""Who a child is and what it may do: groups, gid, uid, umask, the signal at its parent's death. In this order, or it dies.
+
+Used by the children themselves. Whoever calls `become` and gets an exception must end: half a change of identity is worse
+than none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+    from collections.abc import Sequence
+    from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def become(*, uid: int, gid: int, groups: Sequence[int]) -> None:
+    """Change to this user for ever and make sure of it; raise OSError or PermissionError.
+
+    Groups first, because only a privileged process may set them; then the gid, then the uid (setresuid(2)). The saved ids
+    too, or the old identity could be taken back.
+    """
+    os.setgroups(list(groups))
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or set(os.getgroups()) != set(groups):
+        raise PermissionError("the change of user did not take effect")
+    if uid != 0:
+        try:
+            os.setresuid(0, 0, 0)
+        except PermissionError:
+            return
+        raise PermissionError("root could be taken back after the change of user")
+
+
+def become_identity(identity: dict[str, Any] | None) -> None:
+    """Do `become` for an identity as it crosses a process boundary; None changes nothing."""
+    if identity is not None:
+        become(uid=identity["uid"], gid=identity["gid"], groups=identity["groups"])
+
+
+def die_with(parent: int) -> bool:
+    """Get TERM when the parent dies, and say whether it still lives: it may have died before this call (prctl(2)).
+
+    To be called after the last change of user, which clears it.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    return os.getppid() == parent
+
+
+def adopt_orphans() -> None:
+    """Make this process the one that orphans below it fall to."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)

@@ -1,0 +1,40 @@
+"""systemd's protocols: readiness (sd_notify(3)) and passed sockets (sd_listen_fds(3)). Functions without state but the environment.
+
+Both are written to be implemented by the programs that use them. Notifying is best effort and never blocks: a missing or full
+socket must not hold up the service.
+"""
+
+import os
+import socket
+from collections.abc import MutableMapping
+
+FIRST_FD = 3
+
+
+def notify(address: str, **fields: str | int) -> bool:
+    """Send fields (READY=1, STATUS=…) to the service manager at `address` (NOTIFY_SOCKET); say whether it took them."""
+    if not address:
+        return False
+    message = "\n".join(f"{key}={value}" for key, value in fields.items())
+    name = "\0" + address[1:] if address.startswith("@") else address
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
+            sender.sendto(message.encode(), name)
+    except OSError:
+        # Nobody listens, or the queue is full: the service goes on, and the manager's own timeouts speak for themselves.
+        return False
+    return True
+
+
+def listen_fds(environ: MutableMapping[str, str]) -> list[tuple[str, int]]:
+    """Return the passed descriptors as (name, number), and take the variables away so that no child ever sees them.
+
+    Sockets meant for another process (LISTEN_PID) are not ours. Nothing is known of the descriptors yet, not even that they are
+    open; to be called before this process opens any of its own.
+    """
+    pid, count, names = (environ.pop(key, "") for key in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
+    if not pid.isdigit() or int(pid) != os.getpid() or not count.isdigit():
+        return []
+    given = names.split(":") if names else []
+    return [(given[index] if index < len(given) and given[index] else "unknown", FIRST_FD + index) for index in range(int(count))]
