@@ -19,7 +19,7 @@ Where each box of a concurrent server's flowchart lives:
 
 A directory is a process: `master`, `mold`, `worker`; the exporter is `exporter.py`. What lies beside them is public
 (`connection`, `address`, `handlers`), crosses a process boundary (`channel`, `rpc`, `scoreboard`, `pages`, `words`, `log`), is a
-child's first act (`sandbox`, `title`), or is the command line and the settings it reads.
+child's first act (`sandbox`, `title`), or is the command line (`cli`, `report`). `settings` is what judges poold.toml.
 
 A connection's way, one direction only:
 

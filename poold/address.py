@@ -87,12 +87,14 @@ class Address:
                 raise ValueError(f"{host!r} is not an IPv6 address; brackets are for IPv6 only") from None
             port_text = port_text[1:]
         else:
-            host, _, port_text = rest.rpartition(":")
+            host, colon, port_text = rest.rpartition(":")
+            if not colon:
+                raise ValueError(f"{text!r} has no port; write tcp://{rest or 'HOST'}:PORT")
             if ":" in host:
                 raise ValueError(f"an IPv6 address needs brackets: tcp://[{host}]:{port_text}")
         if host in ("", "*"):
             raise ValueError(f"{text!r} names no host; write tcp://[::]:PORT for every address, or tcp://0.0.0.0:PORT for IPv4 only")
-        if not port_text.isascii() or not port_text.isdigit() or int(port_text) > 65535:
+        if not port_text.isascii() or not port_text.isdigit() or len(port_text) > 5 or int(port_text) > 65535:
             raise ValueError(f"{port_text!r} is not a port; write a number from 0 to 65535")
         return cls(Scheme.TCP, host=host, port=int(port_text))
 

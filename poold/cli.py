@@ -57,13 +57,14 @@ def _parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Run the master in the foreground until it is told to stop."""
     # Not needed by the commands that only ask: pydantic alone takes longer to load than they take to answer.
-    from poold import settings
     from poold.master.main import Master
+    from poold.settings import file as settings
 
     try:
         loaded = settings.read(arguments.file, os.environ)
         control = settings.control_path(loaded.config, os.environ, os.geteuid())
-        settings.make_control_folder(control, os.geteuid())
+        if loaded.config.control.socket is None:
+            settings.make_control_folder(control, os.geteuid())
     except (ConfigError, OSError) as error:
         return _refuse(error)
     log.configure(format=loaded.config.log.format, level=loaded.config.log.level)
@@ -81,8 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """Check the settings, then import the handler as a mold would."""
-    from poold import settings
     from poold.master.trial import import_handler
+    from poold.settings import file as settings
 
     try:
         loaded = settings.read(arguments.file, os.environ)
@@ -112,12 +113,12 @@ def _refuse(error: ConfigError | OSError) -> int:
 
 def _places(arguments: argparse.Namespace) -> list[Path]:
     """Return where the daemon may be listening: as told, as set, or wherever one does by default."""
-    from poold import settings
+    from poold.settings import file as settings
 
     if arguments.socket is not None:
         return [arguments.socket]
-    _, text, _ = settings.find(arguments.file, os.environ)
-    chosen = settings.load(text, Path(arguments.file) if arguments.file else None).control.socket
+    file, text, _ = settings.find(arguments.file, os.environ)
+    chosen = settings.load(text, file).control.socket
     return [Path(chosen)] if chosen is not None else settings.control_candidates(os.environ, os.geteuid())
 
 
@@ -141,7 +142,8 @@ def _ask(arguments: argparse.Namespace, what: str) -> int:
         print(f"poold: no daemon answers ({error})", file=sys.stderr)
         return ExitCode.UNREACHABLE
     except ConfigError as error:
-        return _refuse(error)
+        _refuse(error)
+        return ExitCode.UNREACHABLE
     printer = report.status if what == "status" else report.children
     print(printer(view, as_json=arguments.json))
     return ExitCode.OK

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from poold.config import Config
+from poold.settings.schema import Config
 
 
 @dataclass(slots=True)

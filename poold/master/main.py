@@ -12,7 +12,6 @@ from enum import StrEnum
 from typing import Any
 
 from poold import __version__, sandbox, systemd
-from poold.config import Config, WhenFull
 from poold.errors import ExitCode, InternalError
 from poold.log import log
 from poold.master import sockets
@@ -22,6 +21,7 @@ from poold.master.parts import Parts
 from poold.master.sessions import Accepted
 from poold.master.signals import Inbox
 from poold.scoreboard import REFUSED, RELOAD_SUCCESS_AT, RELOAD_SUCCESSFUL
+from poold.settings.schema import Config, WhenFull
 from poold.title import set_title
 from poold.words import Cause, Kind, Refusal
 

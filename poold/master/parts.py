@@ -5,7 +5,6 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from poold.config import Config
 from poold.log import log
 from poold.master import descriptors, sockets, spawn
 from poold.master.births import Births
@@ -25,6 +24,7 @@ from poold.master.reaper import Reaper
 from poold.master.sessions import Sessions
 from poold.pages import PAGE, ActivityView
 from poold.scoreboard import SLOTS, Counters, Table, read_only, shared_memory
+from poold.settings.schema import Config
 from poold.words import Kind
 
 

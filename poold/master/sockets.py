@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from poold.address import Address, Scheme
-from poold.config import Listener
 from poold.errors import ConfigError, Problem
+from poold.settings.schema import Listener
 
 
 @dataclass(slots=True)

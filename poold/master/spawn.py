@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from poold import config as schema
 from poold.scoreboard import shared_memory
+from poold.settings import schema
 
 # The few variables of the master's that children get.
 KEPT = ("PATH", "HOME", "LANG", "TZ", "USER", "LOGNAME", "SHELL")

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from poold import channel
 from poold.channel import MoldWord
-from poold.config import Config
 from poold.master.descriptors import limits
 from poold.master.spawn import Launcher
+from poold.settings.schema import Config
 
 
 def import_handler(config: Config, environ: Mapping[str, str]) -> str | None:

@@ -1,0 +1,225 @@
+"""The settings file: where it is found, how it is read; and the place of the control socket."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from poold.errors import ConfigError, Problem
+from poold.settings import file as subject
+from poold.settings.file import control_candidates, control_path, find, load, make_control_folder, read
+from poold.settings.schema import Config
+
+REPOSITORY = Path(__file__).parent.parent
+FILE = Path("/etc/poold.toml")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+
+
+@pytest.fixture
+def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, and no system-wide file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subject, "SYSTEM_FILE", tmp_path / "etc" / "poold.toml")
+    return tmp_path
+
+
+def test_the_places_of_the_file(away: Path) -> None:
+    """-c comes before $POOLD_CONFIG, that before ./poold.toml, that before the system's file, that before the defaults."""
+    assert find(None, {}) == (None, b"", ())
+    (away / "etc").mkdir()
+    (away / "etc" / "poold.toml").write_text("# system")
+    assert (away / "etc" / "poold.toml", b"# system", ()) == find(None, {"POOLD_CONFIG": ""})
+    (away / "poold.toml").write_text("# local")
+    assert (away / "poold.toml", b"# local", ()) == find(None, {})
+    (away / "a.toml").write_text("# environment")
+    assert (away / "a.toml", b"# environment", ()) == find(None, {"POOLD_CONFIG": "a.toml"})
+    (away / "b.toml").write_text("# option")
+    assert (away / "b.toml", b"# option", ()) == find("b.toml", {"POOLD_CONFIG": "a.toml"})
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda folder: (folder / "poold.toml").chmod(0o666), "others may write to {}/poold.toml"),
+        (lambda folder: (folder / "poold.toml").chmod(0o664), "others may write to {}/poold.toml"),
+        (lambda folder: os.chown(folder / "poold.toml", 12345, 0), "{}/poold.toml does not belong to root"),
+        (lambda folder: folder.chmod(0o777), "others may write to {}"),
+        (lambda folder: os.chown(folder, 12345, 0), "{} does not belong to root"),
+    ],
+)
+def test_root_passes_over_a_file_that_others_may_write(away: Path, spoil: Callable[[Path], None], reason: str) -> None:
+    """Root does not read a ./poold.toml that another user could have written or put there, and says so."""
+    (away / "poold.toml").write_text("")
+    (away / "etc").mkdir()
+    (away / "etc" / "poold.toml").write_text("# system")
+    spoil(away)
+    file, text, warnings = find(None, {})
+    assert (away / "etc" / "poold.toml", b"# system") == (file, text)
+    assert (f"./poold.toml is passed over because {reason.format(away)}; name it with -c to use it all the same",) == warnings
+    assert (away / "poold.toml", b"", ()) == find("poold.toml", {})
+
+
+@as_root
+def test_root_looks_through_a_link(away: Path) -> None:
+    """A ./poold.toml that leads to another user's file is that user's."""
+    (away / "home").mkdir()
+    (away / "home" / "x.toml").write_text("")
+    (away / "poold.toml").symlink_to("home/x.toml")
+    assert find(None, {})[0] == away / "poold.toml"
+    os.chown(away / "home", 12345, 0)
+    assert find(None, {})[0] is None
+
+
+def test_another_user_reads_his_file(away: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is not root may share a file with whom he likes."""
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    (away / "poold.toml").write_text("")
+    (away / "poold.toml").chmod(0o666)
+    assert (away / "poold.toml", b"", ()) == find(None, {})
+
+
+@as_root
+def test_a_sticky_folder_is_safe(away: Path) -> None:
+    """In a folder like /tmp nobody can replace root's file."""
+    (away / "poold.toml").write_text("")
+    away.chmod(0o1777)
+    assert (away / "poold.toml", b"", ()) == find(None, {})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Path.absolute, "cannot be read: no such file or directory"),
+        (lambda file: file.mkdir(), "cannot be read: it is a folder, not a regular file"),
+        (os.mkfifo, "cannot be read: it is a FIFO, not a regular file"),
+        (lambda file: file.symlink_to("/dev/zero"), "cannot be read: it is a device, not a regular file"),
+        (lambda file: file.symlink_to("nowhere"), "cannot be read: no such file or directory"),
+        (lambda file: file.write_bytes(b"#" * (1 << 20) + b"\n"), "is too large: settings have at most 1 MiB"),
+    ],
+)
+def test_what_is_no_file_to_read(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
+    """A file that is missing, special or huge is refused at once; a FIFO does not make poold wait."""
+    file = tmp_path / "x.toml"
+    make(file)
+    for option, environ in ((str(file), {}), (None, {"POOLD_CONFIG": str(file)})):
+        with pytest.raises(ConfigError) as caught:
+            read(option, environ)
+        assert ([Problem("", message)], str(file)) == (caught.value.problems, caught.value.file)
+
+
+def test_a_dangling_local_file_is_not_passed_over(away: Path) -> None:
+    """A ./poold.toml that leads nowhere is a mistake to report, not one to hide by reading another file."""
+    (away / "poold.toml").symlink_to("nowhere")
+    with pytest.raises(ConfigError):
+        find(None, {})
+
+
+def test_the_reference_runs_here(away: Path) -> None:
+    """The repository's poold.toml lacks nothing on a machine like this one."""
+    assert Config().pool == read(str(REPOSITORY / "poold.toml"), {}).config.pool
+    assert Config().log == read(None, {}).config.log
+
+
+def test_reading_leaves_no_descriptor_open(tmp_path: Path) -> None:
+    """Whether a file can be read or not, its descriptor is closed."""
+    (tmp_path / "a.toml").write_text("")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for name in ("a.toml", "missing", "."):
+        try:
+            find(str(tmp_path / name), {})
+        except ConfigError:
+            continue
+    assert before == len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_file_of_the_greatest_size_is_read(tmp_path: Path) -> None:
+    """A file of 1 MiB is whole in what is returned."""
+    file = tmp_path / "x.toml"
+    file.write_bytes(b"#" * (1 << 20))
+    loaded = read(str(file), {})
+    assert (file, file.read_bytes(), ()) == (loaded.file, loaded.text, loaded.warnings)
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """Folders for each of the places, none of which has been made yet."""
+    monkeypatch.setattr(subject, "SYSTEM_CONTROL_FOLDER", tmp_path / "run" / "poold")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return {
+        "runtime": tmp_path / "runtime",
+        "session": tmp_path / "session" / "poold",
+        "system": tmp_path / "run" / "poold",
+        "private": tmp_path / f"poold-{os.geteuid()}",
+    }
+
+
+def test_the_candidates_in_their_order(places: Mapping[str, Path]) -> None:
+    """$RUNTIME_DIRECTORY's first folder comes first, then the user's session, the system, and a private folder."""
+    session = str(places["session"].parent)
+    every = [place / "control.sock" for place in places.values()]
+    assert every == control_candidates({"RUNTIME_DIRECTORY": f"{places['runtime']}:/x", "XDG_RUNTIME_DIR": session}, os.geteuid())
+    assert every[1:] == control_candidates({"RUNTIME_DIRECTORY": "", "XDG_RUNTIME_DIR": session}, os.geteuid())
+    assert every[2:] == control_candidates({"RUNTIME_DIRECTORY": "relative", "XDG_RUNTIME_DIR": ""}, os.geteuid())
+
+
+def test_the_first_usable_candidate_is_taken(places: Mapping[str, Path]) -> None:
+    """The daemon binds in the first folder that is there or can be made, and makes it for itself alone."""
+    environ = {"RUNTIME_DIRECTORY": str(places["runtime"] / "no"), "XDG_RUNTIME_DIR": str(places["session"].parent)}
+    for name in ("private", "system", "session"):
+        if name != "private":
+            places[name].parent.mkdir()
+        place = control_path(Config(), environ, os.geteuid())
+        assert places[name] / "control.sock" == place
+        make_control_folder(place, os.geteuid())
+        make_control_folder(place, os.geteuid())
+        assert places[name].stat().st_mode & 0o777 == 0o700
+    assert Path("/x/y") == control_path(load(b"[control]\nsocket = '/x/y'", FILE), environ, os.geteuid())
+
+
+def mkdir_for_another(folder: Path) -> None:
+    """Make a folder that belongs to another user."""
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 12345, 12345)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder.mkdir(), folder.chmod(0o770)),
+        lambda folder: folder.symlink_to(folder.parent),
+        lambda folder: folder.touch(mode=0o600),
+        pytest.param(mkdir_for_another, marks=as_root),
+    ],
+)
+def test_a_folder_laid_by_somebody_else_is_not_used(places: Mapping[str, Path], spoil: Callable[[Path], object]) -> None:
+    """In the system's temporary folder only a private folder of the user's own will do, whoever was there first."""
+    place = control_path(Config(), {}, os.geteuid())
+    assert places["private"] == place.parent
+    spoil(places["private"])
+    place.parent.parent.chmod(0o1777)
+    with pytest.raises(PermissionError):
+        make_control_folder(place, os.geteuid())
+    with pytest.raises(ConfigError) as caught:
+        control_path(Config(), {}, os.geteuid())
+    assert [problem.key for problem in caught.value.problems] == ["control.socket"]
+
+
+def test_a_place_with_too_long_a_path_is_passed_over(places: Mapping[str, Path]) -> None:
+    """A candidate that the kernel would refuse for its length is not taken, nor one below a file."""
+    deep = places["runtime"].joinpath("x" * 100)
+    deep.mkdir(parents=True)
+    (places["runtime"] / "file").touch()
+    for runtime in (deep, places["runtime"] / "file" / "x"):
+        assert places["private"] / "control.sock" == control_path(Config(), {"RUNTIME_DIRECTORY": str(runtime)}, os.geteuid())
+
+
+def test_only_the_settings_are_paid_for() -> None:
+    """What only a mistake or `poold check --print` needs is not imported with the settings."""
+    program = "import sys, poold.settings.file; print([name for name in ('difflib', 'tomli_w', 'logging') if name in sys.modules])"
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY, timeout=60)
+    assert ast.literal_eval(finished.stdout) == []
