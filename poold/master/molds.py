@@ -118,6 +118,7 @@ class Molds:
             except BlockingIOError:
                 return
             except ConnectionResetError:
+                # It ended without reading all its orders; what it said before can still be read.
                 continue
             except ProtocolError as error:
                 log.error("protocol_error", pid=mold.child.pid, error=str(error))

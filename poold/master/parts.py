@@ -99,6 +99,9 @@ class Parts:
         for listener in config.listeners:
             opened = sockets.open_listener(listener, passed)
             self.listeners.add(opened, listener.name)
+            most = sockets.somaxconn()
+            if most is not None and listener.backlog > most:
+                log.warning("backlog_cut", listener=listener.name, backlog=listener.backlog, somaxconn=most)
             log.info("listening", listener=listener.name, address=sockets.address(opened.socket))
         self.control = Control(loop=self.loop, opened=sockets.open_control(control_path), verbs=verbs)
         if config.metrics.listen is not None:

@@ -86,6 +86,16 @@ def address(listening: socket.socket) -> str:
     return str(Address(Scheme.TCP, host=name[0], port=name[1]))
 
 
+def somaxconn() -> int | None:
+    """Return what the kernel cuts every backlog to, None where it does not say (ProcSubset=pid hides it)."""
+    try:
+        with open("/proc/sys/net/core/somaxconn", encoding="ascii") as file:
+            return int(file.read())
+    except OSError:
+        # Not worth a start: the backlog is what it is.
+        return None
+
+
 def _bound(host: str, port: int, *, backlog: int, freebind: bool = False, interface: str | None = None) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)

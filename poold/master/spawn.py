@@ -39,7 +39,7 @@ class Launcher:
         """Start an exporter and return its pid. Raises OSError, KeyError for a user that does not exist."""
         identity_of = identity(settings.server) or nobody()
         document = {"identity": identity_of, "nofile": self.limits, "log_format": settings.log.format, "log_level": settings.log.level}
-        return self._start("poold.exporter", document, settings.server, fds)
+        return self._start("poold.exporter.main", document, settings.server, fds)
 
     def mold(self, settings: schema.Config, **fds: int) -> int:
         """Start a mold and return its pid. Raises OSError, KeyError for a user that does not exist."""

@@ -74,6 +74,7 @@ def find(path_option: str | None, environ: Mapping[str, str]) -> tuple[Path | No
         try:
             file.lstat()
         except (FileNotFoundError, NotADirectoryError):
+            # Nothing there: the next place.
             continue
         except OSError as error:
             raise _unreadable(file, error) from None
