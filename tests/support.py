@@ -399,7 +399,7 @@ class Daemon:
             self.keeper.close()
             wrong += sorted(set(self.keeper.broken))
         if self.process is not None and self.process.poll() is None:
-            for child in descendants(self.process.pid):
+            for child in [self.process.pid, *descendants(self.process.pid)]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGCONT)
             try:

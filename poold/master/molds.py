@@ -63,6 +63,7 @@ class Molds:
         self._mold: Mold | None = None
         # Why the last mold could not be used, as far as anybody said.
         self._reason = ""
+        self._told = ""
         self.ever_ready = False
         self.stopping = False
         # Told why, when a mold ends before any was ever ready.
@@ -199,8 +200,11 @@ class Molds:
 
     def _again(self, reason: str) -> None:
         now = self._loop.clock()
-        if self._throttle.failed(now) and reason:
-            log.error("mold_failed", reason=reason)
+        first = self._throttle.failed(now)
+        if reason and (first or reason != self._told):
+            # Once for each reason, however often it is tried again.
+            self._told = reason
+            log.error("mold_failed", reason=reason, retry_seconds=self._throttle.delay)
         self._loop.at(self._throttle.until, self._start_if_missing)
 
     def _start_if_missing(self) -> None:

@@ -22,9 +22,9 @@ from poold.settings import schema
 KEPT = ("PATH", "HOME", "LANG", "TZ", "USER", "LOGNAME", "SHELL")
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# `-P` keeps the working directory out of sys.path. `-c` and not `-m`, which would load runpy and what it needs. The folder of
-# this poold goes last: it is only for a poold that was found through PYTHONPATH or the working directory.
-PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); from {module} import main; sys.exit(main())"
+# `-P` keeps the working directory out of sys.path. `-c` and not `-m`, which would load runpy and what it needs. The package is this
+# master's own, wherever it was found; its folder is on the path for that one import only.
+PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); import poold; del sys.path[0]; from {module} import main; sys.exit(main())"
 HOME = str(Path(__file__).resolve().parent.parent.parent)
 
 

@@ -149,7 +149,11 @@ class Worker:
             set_title("spare")
 
     def _say(self, message: bytes) -> None:
-        self._channel.send(message, socket.MSG_NOSIGNAL)
+        try:
+            self._channel.send(message, socket.MSG_NOSIGNAL)
+        except (BrokenPipeError, ConnectionResetError):
+            # The master has let go of this worker, or is gone: whatever it was given is not its own to serve.
+            os._exit(0)
 
     def _receive(self, assignment: Assignment, fd: int) -> Connection:
         accepted = socket.socket(assignment.family, socket.SOCK_STREAM, 0, fileno=fd)

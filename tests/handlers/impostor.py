@@ -1,0 +1,42 @@
+"""A handler whose import leaves a thread in the mold that speaks for the first worker, through a process of its own."""
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+
+from poold import Connection
+
+BORN = struct.pack("<BxxxiQ", 1, 0, 0) + b"0.0.0"
+
+
+def sockets() -> set[int]:
+    """Return the descriptors that are sockets."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                found.add(int(name))
+    return found
+
+
+def speak() -> None:
+    """Wait for the first order, and answer it from a child of the mold's."""
+    known = sockets()
+    while not (new := sockets() - known):
+        continue
+    channel = socket.socket(fileno=os.dup(new.pop()))
+    pid = os.fork()
+    if pid == 0:
+        channel.send(BORN)
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+threading.Thread(target=speak, daemon=True).start()
+
+
+def serve(connection: Connection) -> None:
+    """Echo a line."""
+    connection.socket.sendall(connection.reader.readline())
