@@ -85,7 +85,7 @@ LISTENERS = _cells.one()  # how many names are in use
 ACCEPTED = _cells.many(LISTENERS_MAX)
 BACKLOG = _cells.many(LISTENERS_MAX)
 BACKLOG_LIMIT = _cells.many(LISTENERS_MAX)
-LISTENING = _cells.many(LISTENERS_MAX)  # 1 while the listener is open
+BACKLOG_KNOWN = _cells.many(LISTENERS_MAX)  # 1 while the listener is open and the kernel tells
 REFUSED = dict(zip(Refusal, _cells.many(len(Refusal)), strict=True))
 ENDED = dict(zip(Cause, _cells.many(len(Cause)), strict=True))
 SESSIONS_ACTIVE = _cells.one()

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,20 @@ def test_full_waits_in_the_backlog(poold: Poold) -> None:
         one.finish()
         assert three.line() == "at last"
         assert daemon.metrics().total("poold_connections_refused_total") == 0
+
+
+def test_unix_backlog(poold: Poold, tmp_path: Path) -> None:
+    """The queue of a unix listener is measured too, and its socket file has the mode that was asked for."""
+    path = tmp_path / "s"
+    listener = f'[[listener]]\naddress = "unix://{path}"\nmode = "0606"\nbacklog = 17\n'
+    daemon = poold(options={"pool.max_children": 1}, settings=listener).start()
+    assert path.stat().st_mode & 0o777 == 0o606
+    with Client(str(path)) as one, Client(str(path)) as two:
+        assert one.ask("echo served") == "served"
+        daemon.metric("poold_backlog", 1)
+        assert daemon.metrics().total("poold_backlog_limit", listener=f"unix://{path}") == 17
+        one.finish()
+        assert two.ask("echo next") == "next"
 
 
 def test_full_refuses_with_a_message(poold: Poold) -> None:

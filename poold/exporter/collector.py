@@ -78,7 +78,7 @@ def _connections(cells: Cells, names: list[str]) -> Iterator[Metric]:
     depth = GaugeMetricFamily("poold_backlog", "Connections that wait in the kernel for accept.", labels=["listener"])
     limit = GaugeMetricFamily("poold_backlog_limit", "Connections that may wait in the kernel.", labels=["listener"])
     for number, name in enumerate(names):
-        if cells[board.LISTENING[number]]:
+        if cells[board.BACKLOG_KNOWN[number]]:
             depth.add_metric([name], cells[board.BACKLOG[number]])
             limit.add_metric([name], cells[board.BACKLOG_LIMIT[number]])
     yield depth

@@ -4,6 +4,7 @@ The master keeps its copy of the connection until the worker has acknowledged it
 silent before that costs nobody a connection: the session goes to another worker, once more.
 """
 
+import errno
 from collections import deque
 from functools import partial
 
@@ -21,6 +22,9 @@ from poold.words import Cause, Failure, State
 
 # How long a worker may be silent after a connection was sent to it.
 SILENCE = 2.0
+# What a descriptor on its way can fail for besides its receiver (unix(7), sendmsg(2)), and how long to leave it then.
+SHORTAGES = {errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}
+PAUSE = 0.05
 # A connection that two workers died over is given up: it may be what kills them.
 ATTEMPTS_MAX = 2
 
@@ -38,22 +42,22 @@ class HandOver:
         self._counters = counters
         self._ladder = ladder
         self.waiting: deque[Session] = deque()
+        self._feed_at = 0.0
         # The youngest first: its pages are the warmest.
         self.spares: list[Child] = []
 
     def begin(self, accepted: Accepted) -> None:
         """Make a session of an accepted connection and give it a spare, or let it wait for one."""
         session = self._sessions.begin(accepted)
-        timeout = self._current.config.timeouts.startup
-        if timeout:
-            session.deadline = self._loop.at(accepted.at + timeout, partial(self._startup_over, session))
+        startup = self._current.config.timeouts.startup
+        session.deadline = self._loop.at(accepted.at + startup, partial(self._startup_over, session))
         log.debug("session_started", session=session.id, peer=session.peer, listener=session.listener)
         self.waiting.append(session)
         self.feed()
 
     def feed(self) -> None:
         """Give waiting sessions to spares, as far as there are both."""
-        while self.waiting and self.spares:
+        while self.waiting and self.spares and self._loop.clock() >= self._feed_at:
             self._give(self.waiting.popleft(), self.spares.pop())
 
     def _give(self, session: Session, child: Child) -> None:
@@ -63,14 +67,23 @@ class HandOver:
         try:
             channel.send_with(child.channel, _assignment(session, int(session.socket.family)), session.socket.fileno())
         except OSError as error:
-            # The worker never got the connection, so this is no attempt.
-            log.debug("handover_failed", pid=child.pid, session=session.id, error=error.strerror)
-            child.session = None
-            self.waiting.appendleft(session)
-            self._ladder.expel(child, None)
+            self._not_given(session, child, error)
             return
         session.attempts += 1
         self._ladder.within(child, SILENCE, partial(self._silent, child))
+
+    def _not_given(self, session: Session, child: Child, error: OSError) -> None:
+        """Take back a connection that could not be sent; the worker never got it, so this is no attempt."""
+        log.debug("handover_failed", pid=child.pid, session=session.id, errno=errno.errorcode.get(error.errno or 0))
+        self.waiting.appendleft(session)
+        self._table.done(child)
+        if error.errno in SHORTAGES:
+            # The kernel has no room for it, which is not the worker's fault.
+            self.spares.append(child)
+            self._feed_at = self._loop.clock() + PAUSE
+            self._loop.at(self._feed_at, lambda: None)
+        else:
+            self._ladder.expel(child, None)
 
     def _silent(self, child: Child) -> None:
         """End a worker that does not acknowledge; at its reap the session goes to another one, unless it says that it served."""
@@ -100,8 +113,9 @@ class HandOver:
             self._ladder.close_channel(child)
 
     def executing(self, child: Child, number: int) -> None:
-        """Take a worker's EXEC: the end of its channel will say that the program runs."""
+        """Take a worker's EXEC: the end of its channel will say that the program runs, which may have to come from a slow disk."""
         self._session(child, number).executing = True
+        self._ladder.within(child, self._current.config.timeouts.startup, partial(self._silent, child))
 
     def not_executed(self, child: Child, number: int, error: int) -> None:
         """Take a worker's NOEXEC: the program cannot be started, and another worker could not start it either."""

@@ -11,8 +11,9 @@ from poold.address import Endpoint
 from poold.log import log
 from poold.master.loop import Loop
 from poold.master.sessions import Accepted
+from poold.master.sockdiag import unix_queue
 from poold.master.sockets import Opened, address
-from poold.scoreboard import ACCEPT_ERRORS, ACCEPTED, ACCEPTING, BACKLOG, BACKLOG_LIMIT, LISTENING, NOT_ACCEPTING_SINCE, Counters
+from poold.scoreboard import ACCEPT_ERRORS, ACCEPTED, ACCEPTING, BACKLOG, BACKLOG_KNOWN, BACKLOG_LIMIT, NOT_ACCEPTING_SINCE, Counters
 
 # Accepts of one listener in one turn, so that a busy one holds up neither signals nor the others.
 ACCEPTS_MAX = 16
@@ -62,7 +63,6 @@ class Listeners:
         """Take over an open socket. Raises LookupError when too many names have been used."""
         listening = Listening(opened, name, self._counters.listener(name), int(opened.socket.family))
         self._open.append(listening)
-        self._counters.cells[LISTENING[listening.number]] = 1
         return listening
 
     def gate(self, open: bool) -> None:
@@ -122,9 +122,9 @@ class Listeners:
         """Write down how full the kernel's queues are."""
         cells = self._counters.cells
         for listening in self._open:
-            depth, limit = queue(listening.opened.socket)
-            cells[BACKLOG[listening.number]] = depth
-            cells[BACKLOG_LIMIT[listening.number]] = limit
+            queued = queue(listening.opened.socket)
+            cells[BACKLOG_KNOWN[listening.number]] = queued is not None
+            cells[BACKLOG[listening.number]], cells[BACKLOG_LIMIT[listening.number]] = queued or (0, 0)
 
     def close(self) -> None:
         """Close every listener, and remove the socket files that are ours."""
@@ -132,14 +132,14 @@ class Listeners:
             self.gate(False)
         for listening in self._open:
             listening.opened.close()
-            self._counters.cells[LISTENING[listening.number]] = 0
+            self._counters.cells[BACKLOG_KNOWN[listening.number]] = 0
         self._open.clear()
 
 
-def queue(listening: socket.socket) -> tuple[int, int]:
+def queue(listening: socket.socket) -> tuple[int, int] | None:
     """Return how many connections wait for accept, and how many may (Linux: tcpi_unacked and tcpi_sacked of a TCP listener)."""
     if listening.family == socket.AF_UNIX:
-        return 0, 0
+        return unix_queue(listening)
     info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
     # struct tcp_info: eight bytes, then rto, ato, snd_mss, rcv_mss, unacked, sacked.
     depth, limit = struct.unpack_from("II", info, 24)

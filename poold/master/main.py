@@ -146,6 +146,7 @@ class Master:
         log.info("stopping", sessions=len(parts.sessions.open))
         systemd.notify(self._notify_address, STOPPING=1)
         parts.listeners.close()
+        parts.molds.stopping = True
         parts.pool.stop(cause)
 
     def _advance_stop(self) -> None:

@@ -256,15 +256,15 @@ class Pool:
         self.stopping = True
         self._handover.dismiss(cause)
         for child in self._table:
-            if child.kind is not Kind.WORKER or not child.pid:
+            if child.kind is not Kind.WORKER:
                 continue
+            if child.session is not None:
+                child.session.decide(cause)
             if child.state is State.SPARE:
                 self._handover.withdraw(child)
                 self._ladder.retire(child)
-            elif not child.leaving:
+            elif child.pid and not child.leaving:
                 child.excused = True
-                if child.session is not None:
-                    child.session.decide(cause)
                 self._ladder.terminate(child)
 
     def kill(self) -> None:
