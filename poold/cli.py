@@ -5,10 +5,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from poold import __version__
 from poold.errors import ConfigError, ExitCode
 from poold.log import log
+
+# A command waits for a reload as long as its parts may take: the trial, the handler's import, the exporter's start.
+RELOAD_SECONDS = 900.0
+ASK_SECONDS = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,6 +52,14 @@ def _parser() -> argparse.ArgumentParser:
 
     add("run", run, "run in the foreground")
     add("check", check, "check settings and handler").add_argument("--print", action="store_true", help="show the effective settings")
+    add("reload", reload, "ask for a reload and wait for its result").add_argument(
+        "--dry-run", action="store_true", help="say what would change, and change nothing"
+    )
+    add("stop", stop, "drain and end the daemon, and wait until it is gone").add_argument(
+        "--now", action="store_true", help="do not wait for sessions"
+    )
+    for name in ("reload", "stop"):
+        commands.choices[name].add_argument("--socket", type=Path, metavar="PATH", help="the daemon's control socket")
     for name, command, help in (("status", status, "show what the daemon does"), ("ps", ps, "show its children")):
         asking = add(name, command, help)
         asking.add_argument("--socket", type=Path, metavar="PATH", help="the daemon's control socket")
@@ -59,13 +72,15 @@ def run(arguments: argparse.Namespace) -> int:
     # Not needed by the commands that only ask: pydantic alone takes longer to load than they take to answer.
     from poold.master.main import Master
     from poold.settings import file as settings
+    from poold.settings.people import people
 
     try:
         loaded = settings.read(arguments.file, os.environ)
         control = settings.control_path(loaded.config, os.environ, os.geteuid())
         if loaded.config.control.socket is None:
             settings.make_control_folder(control, os.geteuid())
-    except (ConfigError, OSError) as error:
+        found = people(loaded.config.server)
+    except (ConfigError, OSError, LookupError) as error:
         return _refuse(error)
     log.configure(format=loaded.config.log.format, level=loaded.config.log.level)
     for warning in loaded.warnings:
@@ -75,15 +90,16 @@ def run(arguments: argparse.Namespace) -> int:
     os.chdir("/")
     os.umask(0o077)
     try:
-        return Master(loaded.config, control_path=str(control), environ=os.environ).run()
+        return Master(loaded.config, found, file=loaded.file, control=str(control), environ=os.environ).run()
     except ConfigError as error:
         return _refuse(error)
 
 
 def check(arguments: argparse.Namespace) -> int:
     """Check the settings, then import the handler as a mold would."""
-    from poold.master.trial import import_handler
+    from poold.master.probe import import_handler
     from poold.settings import file as settings
+    from poold.settings.people import people
 
     try:
         loaded = settings.read(arguments.file, os.environ)
@@ -91,7 +107,7 @@ def check(arguments: argparse.Namespace) -> int:
         return _refuse(error)
     for warning in loaded.warnings:
         print(f"poold: warning: {warning}", file=sys.stderr)
-    reason = import_handler(loaded.config, os.environ)
+    reason = import_handler(loaded.config, people(loaded.config.server), os.environ)
     if reason is not None:
         print(f"poold: {loaded.file or 'built-in defaults'}: server.handler: {reason}", file=sys.stderr)
         return ExitCode.FAILED
@@ -102,7 +118,7 @@ def check(arguments: argparse.Namespace) -> int:
     return ExitCode.OK
 
 
-def _refuse(error: ConfigError | OSError) -> int:
+def _refuse(error: ConfigError | OSError | LookupError) -> int:
     if isinstance(error, ConfigError):
         for problem in error.problems:
             print(f"poold: {error.file + ': ' if error.file else ''}{problem}", file=sys.stderr)
@@ -120,6 +136,49 @@ def _places(arguments: argparse.Namespace) -> list[Path]:
     file, text, _ = settings.find(arguments.file, os.environ)
     chosen = settings.load(text, file).control.socket
     return [Path(chosen)] if chosen is not None else settings.control_candidates(os.environ, os.geteuid())
+
+
+def _call(arguments: argparse.Namespace, request: dict[str, object], *, seconds: float) -> dict[str, Any] | None:
+    """Ask the daemon; None when nobody answers, which has been said by then."""
+    from poold import rpc
+
+    try:
+        answer, fds = rpc.call(_places(arguments), request, timeout=seconds)
+    except rpc.UnreachableError as error:
+        print(f"poold: no daemon answers ({error})", file=sys.stderr)
+        return None
+    except ConfigError as error:
+        _refuse(error)
+        return None
+    for fd in fds:
+        os.close(fd)
+    return answer
+
+
+def reload(arguments: argparse.Namespace) -> int:
+    """Ask for a reload and tell how it went."""
+    from poold import report
+
+    answer = _call(arguments, {"verb": "reload", "dry_run": arguments.dry_run}, seconds=RELOAD_SECONDS)
+    if answer is None:
+        return ExitCode.UNREACHABLE
+    if answer["ok"]:
+        print(report.reloaded(answer))
+        return ExitCode.OK
+    for line in answer.get("problems", [answer["error"]]):
+        print(f"poold: {answer['file'] + ': ' if 'file' in answer else ''}{line}", file=sys.stderr)
+    return ExitCode.FAILED
+
+
+def stop(arguments: argparse.Namespace) -> int:
+    """End the daemon and wait until it is gone."""
+    from poold import report
+
+    answer = _call(arguments, {"verb": "stop", "now": arguments.now}, seconds=ASK_SECONDS)
+    if answer is None:
+        return ExitCode.UNREACHABLE
+    report.watch_end(_places(arguments), int(answer["pid"]))
+    return ExitCode.OK
 
 
 def status(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import select
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from poold.scoreboard import CountersView, Row, TableView
 from poold.words import Kind, State
 
 ANSWER_SECONDS = 5.0
+PROGRESS_SECONDS = 0.5
 _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -67,6 +70,7 @@ def summary(view: View) -> dict[str, Any]:
         "failed": {reason: cells[cell] for reason, cell in board.FAILED.items()},
         "refused": {reason: cells[cell] for reason, cell in board.REFUSED.items()},
         "ended": {cause: cells[cell] for cause, cell in board.ENDED.items()},
+        "reloads": {result: cells[cell] for result, cell in board.RELOADS.items()},
         "last_reload": {
             "successful": bool(cells[board.RELOAD_SUCCESSFUL]),
             "applied_at": cells[board.RELOAD_SUCCESS_AT] / 1e6,
@@ -90,6 +94,7 @@ def status(view: View, *, as_json: bool) -> str:
         ("failed", _counts(facts["failed"])),
         ("refused", _counts(facts["refused"])),
         ("ended", _counts(facts["ended"])),
+        ("reloads", _counts(facts["reloads"])),
         ("last reload", "applied" if facts["last_reload"]["successful"] else "refused"),
     ]
     for listener in facts["listeners"]:
@@ -175,3 +180,50 @@ def age(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
     return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def reloaded(answer: dict[str, Any]) -> str:
+    """Return what `poold reload` prints of a reload that was applied, or would be."""
+    lines = [f"would change ({len(answer['changes'])}):" if answer.get("dry_run") else f"applied, generation {answer['generation']}"]
+    lines += [f"  {printable(change)}" for change in answer["changes"]]
+    if not answer["changes"] and not answer["opened"] and not answer["closed"]:
+        lines.append("  no setting; the handler is imported anew")
+    for word in ("opened", "closed", "kept"):
+        lines += [f"  listener {address} {WOULD[word] if answer.get('dry_run') else word}" for address in answer[word]]
+    if answer["sessions_over_cap"]:
+        lines.append(f"  {answer['sessions_over_cap']} sessions over the new cap go on; newcomers wait")
+    return "\n".join(lines)
+
+
+WOULD = {"opened": "opens", "closed": "closes", "kept": "stays"}
+
+
+def watch_end(places: list[Path], pid: int) -> None:
+    """Wait until a daemon is gone, and show how far it is."""
+    try:
+        gone = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    poller = select.poll()
+    poller.register(gone, select.POLLIN)
+    shown, tty = "", sys.stderr.isatty()
+    while not poller.poll(PROGRESS_SECONDS * 1000):
+        try:
+            line = progress(fetch(places))
+        except rpc.UnreachableError:
+            # Its control socket is closed at the very end.
+            continue
+        if line != shown:
+            shown = line
+            print(f"\r\x1b[K{line}" if tty else line, end="" if tty else "\n", file=sys.stderr, flush=True)
+    if shown and tty:
+        print(file=sys.stderr)
+    os.close(gone)
+
+
+def progress(view: View) -> str:
+    """Return how far a stop is, in one line."""
+    cells = view.counters.read()
+    left = view.state.get("drain_seconds_left")
+    waiting = "" if left is None else f", at most {left:.0f} s more"
+    return f"{view.state['phase']}: {cells[board.SESSIONS_ACTIVE]} sessions left{waiting}"

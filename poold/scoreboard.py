@@ -23,7 +23,7 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -182,6 +182,11 @@ class Counters:
             self._names[name] = number
             self.cells[LISTENERS] = number + 1
         return number
+
+    def reserve(self, names: Iterable[str]) -> None:
+        """Make sure that listeners of these names would get their numbers. Raises LookupError."""
+        if len(set(names) | set(self._names)) > LISTENERS_MAX:
+            raise LookupError(f"at most {LISTENERS_MAX} listener names can be used in one life of poold; reuse old ones or restart")
 
     def observe(self, histogram: Histogram, value: float) -> None:
         """Count one value, in the unit of the histogram's buckets."""

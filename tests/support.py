@@ -231,6 +231,8 @@ class Daemon:
             "metrics": {"listen": f"tcp://127.0.0.1:{self.metrics_port}"},
             "control": {"socket": str(self.control)},
             "log": {"format": "json", "level": "debug"},
+            # A test that is about the drain says so; the others are not to wait for sessions that they leave open.
+            "timeouts": {"drain": 0},
         }
         for key, value in options.items():
             table, _, name = key.rpartition(".")

@@ -37,7 +37,7 @@ def test_deadlines(entries: list[tuple[float, bool]], now: float) -> None:
     kept = [(at, number) for number, (at, cancel) in enumerate(entries) if not cancel]
     assert len(deadlines) == len(kept)
     assert deadlines.next_at() == (min(kept)[0] if kept else None)
-    for callback in deadlines.due(now):
+    while (callback := deadlines.due(now)) is not None:
         callback()
     assert called == [number for at, number in sorted(kept) if at <= now]
     assert len(deadlines) == len([at for at, _ in kept if at > now])

@@ -149,8 +149,8 @@ def test_unknown_keys_have_a_hint(text: str, found: str) -> None:
         ("limits = 3", {"limits": 1}),
         ("[limits]\nmemory = '64MiB'", {"limits.memory": 2}),
         (
-            "[timeouts]\nidle = 0\ndrain = 1\nsession = 0\nhandshake = 1",
-            {f"timeouts.{key}": 0 for key in ("idle", "drain", "session", "handshake")},
+            "[timeouts]\nidle = 0\nsession = 0\nhandshake = 1",
+            {f"timeouts.{key}": 0 for key in ("idle", "session", "handshake")},
         ),
         (
             "[[listener]]\n[[listener]]\naddress = 'systemd://x'\ntls = {}\nproxy_protocol = {}",
@@ -308,7 +308,7 @@ RIGHT = st.fixed_dictionaries(
         "pool": st.fixed_dictionaries(
             {"max_spare": st.integers(9, 65536)}, optional={"min_spare": st.integers(0, 9), "refuse_message": NAMES}
         ),
-        "timeouts": st.dictionaries(st.sampled_from(["startup", "import", "kill"]), SECONDS),
+        "timeouts": st.dictionaries(st.sampled_from(["startup", "import", "drain", "kill"]), SECONDS),
         "metrics": st.fixed_dictionaries({}, optional={"listen": st.sampled_from(["", "tcp://h:1"])}),
         "control": st.fixed_dictionaries({}, optional={"socket": NAMES}),
         "log": st.fixed_dictionaries({}, optional={"level": st.sampled_from(["debug", "error"]), "format": st.just("json")}),
@@ -327,7 +327,7 @@ def test_effective_settings_can_be_read_again(document: dict[str, Any]) -> None:
 def test_effective_settings_show_every_key() -> None:
     """All that has a value is shown, written as an operator would."""
     shown = tomllib.loads(effective(load(b"[metrics]\nlisten = ''\n[timeouts]\nkill = '1500ms'", FILE)))
-    assert shown["timeouts"] == {"startup": 10, "import": 60, "kill": 1.5}
+    assert shown["timeouts"] == {"startup": 10, "import": 60, "drain": 30, "kill": 1.5}
     assert shown["metrics"] == {"listen": ""}
     assert {key for key, value in SCHEMA["server"].items() if value is not None} == set(shown["server"])
     assert (shown["server"]["umask"], shown["server"]["path"]) == ("0077", ["/etc"])

@@ -1,4 +1,4 @@
-"""The control socket: bounded, without blocking, one request and one answer a connection.
+"""The control socket: bounded, without blocking, one request and one answer a connection. An answer may come later.
 
 Who may ask is settled in one place: the socket file's mode, and the credentials the client had when it connected (SO_PEERCRED): root
 or the user the master runs as.
@@ -31,7 +31,9 @@ class Answer:
     fds: list[int] = field(default_factory=list)
 
 
-Verb = Callable[[dict[str, Any]], Answer]
+Reply = Callable[[Answer], object]
+# A verb answers by its second argument, now or later, once.
+Verb = Callable[[dict[str, Any], Reply], object]
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +43,8 @@ class Client:
     socket: socket.socket
     request: bytes = b""
     deadline: Deadline | None = None
+    # It has asked, and its answer is being made.
+    waiting: bool = False
 
 
 class Control:
@@ -66,8 +70,9 @@ class Control:
             log.warning("control_refused", uid=uid)
             accepted.close()
             return
-        if len(self._clients) >= CLIENTS_MAX:
-            self._close(self._clients[0])
+        silent = [client for client in self._clients if not client.waiting]
+        if len(silent) >= CLIENTS_MAX:
+            self._close(silent[0])
         client = Client(accepted)
         client.deadline = self._loop.after(CLIENT_SECONDS, partial(self._close, client))
         self._clients.append(client)
@@ -84,25 +89,39 @@ class Control:
             # It has gone.
             chunk = b""
         client.request += chunk
-        if b"\n" in client.request:
-            self._answer(client, self._ask(client.request.partition(b"\n")[0]))
-        elif not chunk:
+        if not chunk:
+            # What it asked for goes on without it.
             self._close(client)
+        elif client.waiting:
+            self._answer(client, Answer({"ok": False, "error": "one request a connection"}))
+        elif b"\n" in client.request:
+            self._take(client)
         elif len(client.request) > REQUEST_MAX:
             self._answer(client, Answer({"ok": False, "error": f"the request is longer than {REQUEST_MAX} bytes"}))
 
-    def _ask(self, line: bytes) -> Answer:
+    def _take(self, client: Client) -> None:
+        client.waiting = True
+        if client.deadline is not None:
+            client.deadline.cancel()
+        self._ask(client.request.partition(b"\n")[0], partial(self._answer, client))
+
+    def _ask(self, line: bytes, reply: Reply) -> None:
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
-            return Answer({"ok": False, "error": "the request is not a line of JSON"})
+            reply(Answer({"ok": False, "error": "the request is not a line of JSON"}))
+            return
         verb = request.get("verb") if isinstance(request, dict) else None
         if not isinstance(verb, str) or verb not in self._verbs:
-            return Answer({"ok": False, "error": f"no such verb; there are {', '.join(self._verbs)}"})
-        return self._verbs[verb](request)
+            reply(Answer({"ok": False, "error": f"no such verb; there are {', '.join(self._verbs)}"}))
+            return
+        self._verbs[verb](request, reply)
 
     def _answer(self, client: Client, answer: Answer) -> None:
         """Send the whole answer or none of it: it fits the buffer of a new connection, or the client does not read."""
+        if client not in self._clients:
+            # It has not waited for it.
+            return
         rights = struct.pack(f"{len(answer.fds)}i", *answer.fds)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if answer.fds else []
         try:

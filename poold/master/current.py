@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from poold.settings.people import People
 from poold.settings.schema import Config
 
 
@@ -10,4 +11,9 @@ class Current:
     """What every part of the master reads and only the commit of a reload writes. Generations count from 1."""
 
     config: Config
+    people: People
     generation: int = 1
+
+    def replace(self, new: "Current") -> None:
+        """Put other settings in force."""
+        self.config, self.people, self.generation = new.config, new.people, new.generation

@@ -57,15 +57,22 @@ class Deadlines:
             self._dead -= 1
         return self._heap[0].at if self._heap else None
 
-    def due(self, now: float) -> list[Callback]:
-        """Take out what is due at `now`, in order."""
-        callbacks: list[Callback] = []
-        while (at := self.next_at()) is not None and at <= now:
-            deadline = heapq.heappop(self._heap)
-            if deadline.callback is not None:
-                callbacks.append(deadline.callback)
-                deadline.callback = None
-        return callbacks
+    def shift(self, seconds: float) -> None:
+        """Put every deadline off by so much."""
+        for deadline in self._heap:
+            deadline.at += seconds
+
+    def due(self, now: float) -> Callback | None:
+        """Take out the next one that is due at `now`, None when there is none.
+
+        One at a time, because what one does may cancel the next.
+        """
+        at = self.next_at()
+        if at is None or at > now:
+            return None
+        deadline = heapq.heappop(self._heap)
+        callback, deadline.callback = deadline.callback, None
+        return callback
 
     def __len__(self) -> int:
         return len(self._heap) - self._dead

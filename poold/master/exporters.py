@@ -1,4 +1,4 @@
-"""Keeps the exporter: starts it, answers its questions, starts another when it dies.
+"""Keeps the exporter: starts it, answers its questions, starts another when it dies, prepares one for another address.
 
 The exporter asks on its lifeline before it answers a scrape; the master then brings up to date what it does not count (its own
 process's figures, the kernel's queues) and publishes. So an idle master need not wake by itself, and a master that does not
@@ -7,6 +7,8 @@ answer is one whose loop does not turn.
 
 import os
 import socket
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from poold.log import log
@@ -18,14 +20,28 @@ from poold.master.loop import Loop
 from poold.master.sockets import Opened
 from poold.master.spawn import Launcher
 from poold.scoreboard import SPAWNED, Counters, read_only
-from poold.words import Kind, State
+from poold.words import Failure, Kind, State
 
 # Questions in one read; scrapers that ask at once share one answer each.
 QUESTIONS_MAX = 64
+# How long a prepared exporter may take to answer scrapes.
+STARTUP = 20.0
+
+# Told how a prepared exporter turned out: None, or why it cannot be used.
+Prepared = Callable[[str | None], object]
+
+
+@dataclass(slots=True, eq=False)
+class Exporter:
+    """An exporter and the listener it serves. `prepared` is set as long as it is a candidate."""
+
+    child: Child
+    listener: Opened
+    prepared: Prepared | None = None
 
 
 class Exporters:
-    """The exporter, while metrics are on."""
+    """The exporter in use, and one that is being prepared."""
 
     def __init__(
         self,
@@ -43,36 +59,45 @@ class Exporters:
         self._ladder = ladder
         self._counters = counters
         self._launcher = launcher
-        # None: metrics are off.
+        # Whose exporter is in use; None: metrics are off.
         self.listener: Opened | None = None
+        self._exporters: dict[Child, Exporter] = {}
+        self._used: Exporter | None = None
+        self._candidate: Exporter | None = None
         self._throttle = Throttle()
         self._asking: list[tuple[socket.socket, int]] = []
         self.stopping = False
 
     def start(self) -> None:
-        """Start an exporter; a failure is tried again later."""
-        if self.stopping or self.listener is None:
+        """Start an exporter for the listener in use, if there is none; a failure is tried again later."""
+        if self.stopping or self.listener is None or self._used is not None:
             return
-        child = self._table.claim(Kind.EXPORTER, generation=self._current.generation, now=self._loop.clock())
         try:
-            ours, pid = self._spawn(self.listener.socket)
-        except (OSError, KeyError) as error:
-            self._table.remove(child)
+            self._used = self._launch(self._current, self.listener)
+        except OSError as error:
             self._again(str(error))
-            return
-        child.channel = ours
+
+    def _launch(self, settings: Current, listener: Opened) -> Exporter:
+        child = self._table.claim(Kind.EXPORTER, generation=settings.generation, now=self._loop.clock())
+        try:
+            child.channel, pid = self._spawn(settings, listener.socket)
+        except BaseException:
+            self._table.remove(child)
+            raise
         self._table.born(child, pid)
         self._counters.cells[SPAWNED[Kind.EXPORTER]] += 1
-        self._loop.watch(ours, partial(self._read, child))
+        exporter = self._exporters[child] = Exporter(child, listener)
+        self._loop.watch(child.channel, partial(self._read, exporter))
         log.info("exporter_started", pid=pid)
+        return exporter
 
-    def _spawn(self, listener: socket.socket) -> tuple[socket.socket, int]:
+    def _spawn(self, settings: Current, listener: socket.socket) -> tuple[socket.socket, int]:
         counters = read_only(self._counters.fd)
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
             fds = {"counters": counters, "lifeline": theirs.fileno(), "listener": listener.fileno()}
-            return ours, self._launcher.exporter(self._current.config, **fds)
+            return ours, self._launcher.exporter(settings, **fds)
         except BaseException:
             ours.close()
             raise
@@ -80,7 +105,35 @@ class Exporters:
             theirs.close()
             os.close(counters)
 
-    def _read(self, child: Child) -> None:
+    def prepare(self, settings: Current, listener: Opened, prepared: Prepared) -> None:
+        """Start an exporter for other settings beside the one in use, and tell when it answers or cannot. Raises OSError."""
+        self._candidate = self._launch(settings, listener)
+        self._candidate.prepared = prepared
+        self._ladder.within(self._candidate.child, STARTUP, partial(self._too_slow, self._candidate))
+
+    def _too_slow(self, exporter: Exporter) -> None:
+        self._ladder.expel(exporter.child, Failure.TIMEOUT)
+
+    def adopt(self, listener: Opened | None) -> None:
+        """Use the prepared exporter, or none, from now on; the old one answers what has come to it and leaves."""
+        old, self._used, self._candidate = self._used, self._candidate, None
+        before, self.listener = self.listener, listener
+        if self._used is not None:
+            self._used.prepared = None
+        if old is not None and not old.child.leaving:
+            self._ladder.retire(old.child)
+        if before is not None and before is not listener:
+            before.close()
+
+    def discard(self) -> None:
+        """Give up the exporter that is being prepared; its listener is its opener's to close."""
+        candidate, self._candidate = self._candidate, None
+        if candidate is not None and not candidate.child.leaving:
+            candidate.prepared = None
+            self._ladder.retire(candidate.child)
+
+    def _read(self, exporter: Exporter) -> None:
+        child = exporter.child
         if child.channel is None:
             return
         try:
@@ -91,14 +144,22 @@ class Exporters:
             questions = b""
         if not questions:
             self._ladder.close_channel(child)
-            self._ladder.expel(child, None)
+            if not child.leaving:
+                self._ladder.expel(child, None)
             return
         if child.state is State.STARTING:
-            child.ready = True
-            self._table.move(child, State.SERVING)
-            self._throttle.succeeded()
-            log.info("exporter_ready", pid=child.pid)
-        self._asking.append((child.channel, len(questions)))
+            self._ready(exporter)
+        if child.channel is not None:
+            self._asking.append((child.channel, len(questions)))
+
+    def _ready(self, exporter: Exporter) -> None:
+        exporter.child.ready = True
+        self._ladder.relax(exporter.child)
+        self._table.move(exporter.child, State.SERVING)
+        self._throttle.succeeded()
+        log.info("exporter_ready", pid=exporter.child.pid)
+        if exporter.prepared is not None:
+            exporter.prepared(None)
 
     def asked(self) -> bool:
         """Say whether an answer is due: after the next publishing."""
@@ -115,22 +176,26 @@ class Exporters:
                 continue
 
     def exited(self, child: Child, exit: Exit) -> None:
-        """Settle the end of an exporter, and start another one."""
-        if not self.stopping:
-            self._again(f"the exporter ended with status {exit.status}")
+        """Settle the end of an exporter; start another one if it was the one in use."""
+        exporter = self._exporters.pop(child)
+        reason = f"the exporter ended with status {exit.status}"
+        if exporter is self._candidate:
+            self._candidate = None
+            if exporter.prepared is not None:
+                exporter.prepared(reason)
+        elif exporter is self._used:
+            self._used = None
+            if not self.stopping:
+                self._again(reason)
 
     def _again(self, reason: str) -> None:
         self._throttle.failed(self._loop.clock())
         log.error("exporter_failed", reason=reason, retry_seconds=self._throttle.delay)
-        self._loop.at(self._throttle.until, self._start_if_missing)
-
-    def _start_if_missing(self) -> None:
-        if not any(child.kind is Kind.EXPORTER for child in self._table):
-            self.start()
+        self._loop.at(self._throttle.until, self.start)
 
     def stop(self) -> None:
-        """Ask the exporter to leave."""
+        """Ask every exporter to leave."""
         self.stopping = True
-        for child in self._table:
-            if child.kind is Kind.EXPORTER and not child.leaving:
-                self._ladder.retire(child)
+        for exporter in self._exporters.values():
+            if not exporter.child.leaving:
+                self._ladder.retire(exporter.child)

@@ -7,6 +7,7 @@ forked ends with a session that poold ends.
 
 import os
 import signal
+import socket
 from functools import partial
 
 from poold.log import log
@@ -43,10 +44,13 @@ class Ladder:
             child.channel.close()
             child.channel = None
 
-    def retire(self, child: Child) -> None:
-        """Ask a child that has nothing to do to leave; TERM follows when it does not."""
+    def retire(self, child: Child, *, listen: bool = False) -> None:
+        """Ask a child that has nothing new to do to leave; TERM follows when it does not. With `listen`, hear it out."""
         child.excused = True
-        self.close_channel(child)
+        if listen and child.channel is not None:
+            child.channel.shutdown(socket.SHUT_WR)
+        else:
+            self.close_channel(child)
         if not child.leaving:
             self._table.move(child, State.RETIRING)
         self.within(child, self._current.config.timeouts.kill, partial(self.terminate, child))

@@ -9,11 +9,13 @@ from functools import partial
 
 from poold.address import Endpoint
 from poold.log import log
+from poold.master.deadlines import Deadline
 from poold.master.loop import Loop
 from poold.master.sessions import Accepted
 from poold.master.sockdiag import unix_queue
-from poold.master.sockets import Opened, address
+from poold.master.sockets import Opened, address, retune, somaxconn
 from poold.scoreboard import ACCEPT_ERRORS, ACCEPTED, ACCEPTING, BACKLOG, BACKLOG_KNOWN, BACKLOG_LIMIT, NOT_ACCEPTING_SINCE, Counters
+from poold.settings.schema import Listener
 
 # Accepts of one listener in one turn, so that a busy one holds up neither signals nor the others.
 ACCEPTS_MAX = 16
@@ -38,12 +40,23 @@ PASSING = {
 
 @dataclass(slots=True, eq=False)
 class Listening:
-    """One open listener; `number` is its cell in the counters."""
+    """One open listener; `number` is its cell in the counters.
+
+    One that is `leaving` is closed as soon as nobody waits in its queue. `empty` says that nobody did at the last look.
+    """
 
     opened: Opened
-    name: str
+    listener: Listener
     number: int
     family: int
+    leaving: bool = False
+    empty: bool = False
+    deadline: Deadline | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the label in metrics and logs."""
+        return self.listener.name
 
 
 class Listeners:
@@ -54,16 +67,74 @@ class Listeners:
         self._counters = counters
         self._open: list[Listening] = []
         self._watched = False
+        self._draining = False
         self._pause_until = 0.0
         # Asked before each accept; told of each connection.
         self.may_accept: Callable[[], bool] = lambda: False
         self.on_accepted: Callable[[Accepted], object] = lambda accepted: accepted.socket.close()
 
-    def add(self, opened: Opened, name: str) -> Listening:
+    def add(self, opened: Opened, listener: Listener) -> None:
         """Take over an open socket. Raises LookupError when too many names have been used."""
-        listening = Listening(opened, name, self._counters.listener(name), int(opened.socket.family))
+        listening = Listening(opened, listener, self._counters.listener(listener.name), int(opened.socket.family))
         self._open.append(listening)
-        return listening
+        if self._watched:
+            self._loop.watch(opened.socket, partial(self._accept, listening))
+        log.info("listening", listener=listening.name, address=address(opened.socket))
+        most = None if opened.lent else somaxconn()
+        if most is not None and listener.backlog > most:
+            log.warning("backlog_cut", listener=listening.name, backlog=listener.backlog, somaxconn=most)
+
+    def change(self, listener: Listener) -> None:
+        """Give the open listener of this address its other settings."""
+        listening = self._at(listener)
+        if listening is None or listening.listener == listener:
+            return
+        listening.listener = listener
+        listening.number = self._counters.listener(listener.name)
+        try:
+            retune(listening.opened, listener)
+        except (OSError, KeyError) as error:
+            log.warning("listener_not_changed", listener=listening.name, error=str(error))
+
+    def dismiss(self, listener: Listener, *, seconds: float) -> None:
+        """Close the listener of this address once its queue is empty, and in so many seconds at the latest; a lent one at once."""
+        listening = self._at(listener)
+        if listening is None:
+            return
+        if listening.opened.lent:
+            self._close(listening)
+            return
+        listening.leaving = True
+        listening.deadline = self._loop.after(seconds, partial(self._close, listening))
+
+    def drain(self, *, seconds: float) -> None:
+        """Close every listener like that, but the lent ones: they are served as long as the drain lasts."""
+        self._draining = True
+        for listening in list(self._open):
+            listening.empty = False
+            if not listening.opened.lent:
+                self.dismiss(listening.listener, seconds=seconds)
+
+    def drained(self) -> bool:
+        """Say whether nobody waits any more who could not be served by another start."""
+        return all(listening.opened.lent and listening.empty for listening in self._open)
+
+    def look(self) -> bool:
+        """Look into the queues that are to be emptied, ready or not: only an accept tells that one is empty.
+
+        Say whether there is more to look at.
+        """
+        for listening in self._unsettled():
+            if self._watched:
+                self._accept(listening)
+        return self._watched and self.may_accept() and bool(self._unsettled())
+
+    def _unsettled(self) -> list[Listening]:
+        return [listening for listening in self._open if listening.leaving or (self._draining and not listening.empty)]
+
+    def _at(self, listener: Listener) -> Listening | None:
+        found = (listening for listening in self._open if listening.listener.address == listener.address and not listening.leaving)
+        return next(found, None)
 
     def gate(self, open: bool) -> None:
         """Watch the listeners, or stop; again changes nothing."""
@@ -80,7 +151,7 @@ class Listeners:
             else:
                 self._loop.unwatch(listening.opened.socket)
         # Whoever came first last time comes last now: with room for one only, one busy listener would always get it.
-        self._open.append(self._open.pop(0))
+        self._open = self._open[1:] + self._open[:1]
 
     def _accept(self, listening: Listening) -> None:
         for _ in range(ACCEPTS_MAX):
@@ -89,6 +160,9 @@ class Listeners:
             try:
                 accepted, raw = listening.opened.socket.accept()
             except BlockingIOError:
+                listening.empty = True
+                if listening.leaving:
+                    self._close(listening)
                 return
             except OSError as error:
                 if not self._survived(listening, error):
@@ -128,12 +202,18 @@ class Listeners:
 
     def close(self) -> None:
         """Close every listener, and remove the socket files that are ours."""
+        for listening in list(self._open):
+            self._close(listening)
+
+    def _close(self, listening: Listening) -> None:
+        self._open.remove(listening)
+        if listening.deadline is not None:
+            listening.deadline.cancel()
         if self._watched:
-            self.gate(False)
-        for listening in self._open:
-            listening.opened.close()
-            self._counters.cells[BACKLOG_KNOWN[listening.number]] = 0
-        self._open.clear()
+            self._loop.unwatch(listening.opened.socket)
+        listening.opened.close()
+        self._counters.cells[BACKLOG_KNOWN[listening.number]] = 0
+        log.info("listener_closed", listener=listening.name)
 
 
 def queue(listening: socket.socket) -> tuple[int, int] | None:

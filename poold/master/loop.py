@@ -16,6 +16,8 @@ from poold.log import log
 from poold.master.deadlines import Callback, Deadline, Deadlines
 from poold.master.signals import Inbox
 
+# A select that returned so much later than its own time-out: this process was stopped, or the machine stood still.
+STALL = 5.0
 # More errors than this in so many seconds: the fault does not go away by itself.
 ERRORS_MAX = 20
 ERRORS_WINDOW = 10.0
@@ -55,16 +57,23 @@ class Loop:
 
     def turn(self) -> None:
         """Wait for something to happen and let it be acted on. With `eager` set: do not wait, be idle at once if nothing is ready."""
+        due_at = self._deadlines.next_at()
         ready = self._selector.select(self._patience())
         self.woken_at = self.clock()
+        late = self.woken_at - due_at if due_at is not None else 0.0
+        if late > STALL:
+            # This process did not run (stopped, suspended): nobody is to be punished for time that was not his.
+            self._deadlines.shift(late)
+            log.warning("stalled", seconds=late)
         signals = self._inbox.take()
         if signals:
             self.guarded(lambda: self._on_signals(signals))
             return
         for key, _ in ready:
             self.guarded(key.data)
-        overdue = self._deadlines.due(self.woken_at)
-        for callback in overdue:
+        overdue = False
+        while (callback := self._deadlines.due(self.woken_at)) is not None:
+            overdue = True
             self.guarded(callback)
         if not ready and not overdue:
             self.guarded(self._on_idle)

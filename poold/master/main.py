@@ -6,21 +6,25 @@ Own the parts; decide nothing that a part can decide; wait nowhere but in the lo
 import os
 import signal
 import time
-import traceback
 from collections.abc import MutableMapping
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from poold import __version__, sandbox, systemd
 from poold.errors import ExitCode, InternalError
-from poold.log import log
+from poold.log import log, trace
 from poold.master import sockets
-from poold.master.control import Answer
+from poold.master.control import Answer, Reply
+from poold.master.drain import Drain
 from poold.master.loop import Loop
+from poold.master.manager import Manager
 from poold.master.parts import Parts
+from poold.master.reloads import Reloads
 from poold.master.sessions import Accepted
 from poold.master.signals import Inbox
 from poold.scoreboard import REFUSED, RELOAD_SUCCESS_AT, RELOAD_SUCCESSFUL
+from poold.settings.people import People
 from poold.settings.schema import Config, WhenFull
 from poold.title import set_title
 from poold.words import Cause, Kind, Refusal
@@ -31,21 +35,35 @@ class Phase(StrEnum):
 
     STARTING = "starting"
     RUNNING = "running"
+    DRAINING = "draining"
     STOPPING = "stopping"
     STOPPED = "stopped"
+
+
+ACCEPTING = (Phase.RUNNING, Phase.DRAINING)
 
 
 class Master:
     """The one process that owns listening sockets, signals and the child table."""
 
-    def __init__(self, config: Config, *, control_path: str, environ: MutableMapping[str, str]) -> None:
-        """Take the settings, where to answer `poold status`, and the environment, from which systemd's variables are removed."""
-        self._notify_address = environ.pop("NOTIFY_SOCKET", "")
+    def __init__(self, config: Config, people: People, *, file: Path | None, control: str, environ: MutableMapping[str, str]) -> None:
+        """Take the settings and the file they come from, and where to listen for commands.
+
+        systemd's variables are removed from `environ`. Raises ConfigError for a passed descriptor that is none of its use.
+        """
+        # First of all: until they are looked at, nothing else may take the numbers that were passed.
         self._passed = {name: sockets.adopt(name, fd) for name, fd in systemd.listen_fds(environ)}
-        self._control_path = control_path
+        self._control_path = control
         self._inbox = Inbox()
         self._loop = Loop(self._inbox, self._on_signals, self._on_idle)
-        self._parts = Parts(config, self._loop, environ)
+        self._manager = Manager(environ, self._loop)
+        self._parts = Parts(config, people, self._loop, environ)
+        self._drain = Drain(self._parts, self._parts.memories.phase)
+        self._drain.on_overdue = self._on_overdue
+        self._reloads = Reloads(self._parts, file=file, passed=self._passed, wall_clock=time.time)
+        self._reloads.on_begin = self._manager.reloading
+        self._reloads.on_end = self._manager.ready_again
+        self._parts.reaper.on_exit[Kind.TRIAL] = self._reloads.trial_exited
         self._parts.listeners.may_accept = self._may_accept
         self._parts.listeners.on_accepted = self._on_accepted
         self._parts.molds.on_failed_start = self._on_failed_start
@@ -71,16 +89,16 @@ class Master:
         return self._exit_code
 
     def _start(self) -> None:
-        config = self._parts.current.config
-        log.info("starting", version=__version__, pid=os.getpid(), generation=self._parts.current.generation)
-        sandbox.adopt_orphans()
-        unused = set(self._passed) - {listener.address.name for listener in config.listeners}
-        for name in sorted(unused):
-            log.warning("passed_socket_unused", name=name, hint=f'add a [[listener]] with address = "systemd://{name}"')
-        self._parts.open(passed=self._passed, control_path=self._control_path, verbs={"view": self._view})
-        self._parts.molds.start()
-        self._parts.exporters.start()
         parts = self._parts
+        config = parts.current.config
+        log.info("starting", version=__version__, pid=os.getpid(), generation=parts.current.generation)
+        sandbox.adopt_orphans()
+        for name in sorted(set(self._passed) - {listener.address.name for listener in config.listeners}):
+            log.warning("passed_socket_unused", name=name, hint=f'add a [[listener]] with address = "systemd://{name}"')
+        verbs = {"view": self._view, "reload": self._reload, "stop": self._asked_to_stop}
+        parts.open(passed=self._passed, control_path=self._control_path, verbs=verbs)
+        parts.molds.start()
+        parts.exporters.start()
         parts.counters.cells[RELOAD_SUCCESSFUL] = 1
         parts.counters.cells[RELOAD_SUCCESS_AT] = int(time.time() * 1_000_000)
         self._show()
@@ -88,20 +106,33 @@ class Master:
     def _on_signals(self, signals: set[int]) -> None:
         if signal.SIGCHLD in signals and self._parts.reaper.reap():
             self._inbox.note(signal.SIGCHLD)
-        if signal.SIGQUIT in signals:
-            self._stop(Cause.KILLED)
-        if signals & {signal.SIGTERM, signal.SIGINT}:
-            self._stop(Cause.DRAINED)
         if signal.SIGHUP in signals:
-            log.warning("reload_unsupported", hint="this version reads its settings at start only")
+            self._reloads.signalled()
         if signal.SIGUSR2 in signals:
             log.warning("upgrade_unsupported", hint="this version cannot replace itself")
+        if signals & {signal.SIGTERM, signal.SIGINT}:
+            self._on_term()
+        if signal.SIGQUIT in signals:
+            self._stop(Cause.KILLED)
+
+    def _on_term(self) -> None:
+        """Drain; a second time: stop now; once more: at once."""
+        match self._phase:
+            case Phase.STARTING | Phase.RUNNING:
+                self._begin_drain()
+            case Phase.DRAINING:
+                self._stop(Cause.KILLED)
+            case Phase.STOPPING:
+                log.warning("stopping_at_once")
+                self._parts.pool.kill()
+            case Phase.STOPPED:
+                return
 
     def _on_idle(self) -> None:
         self._parts.pool.refill()
 
     def _may_accept(self) -> bool:
-        if self._phase is not Phase.RUNNING:
+        if self._phase not in ACCEPTING:
             return False
         return self._parts.current.config.pool.when_full is WhenFull.REFUSE or self._parts.pool.room() > 0
 
@@ -120,34 +151,47 @@ class Master:
         """Do what the facts ask for now; called after each turn, and as often as one likes."""
         parts = self._parts
         parts.reaper.match()
+        if self._phase is Phase.STARTING and parts.pool.usable():
+            self._ready()
+        if self._phase is Phase.DRAINING and self._drain.over():
+            self._stop(Cause.DRAINED)
         if self._phase is Phase.STOPPING:
             self._advance_stop()
         else:
             parts.pool.advance()
-            if self._phase is Phase.STARTING and parts.pool.usable():
-                self._ready()
         parts.listeners.gate(self._may_accept())
-        self._loop.eager = parts.pool.wants_spares()
+        unsettled = parts.listeners.look()
+        self._loop.eager = unsettled or parts.pool.wants_spares()
         self._show()
 
     def _ready(self) -> None:
         self._phase = Phase.RUNNING
         log.info("ready", seconds=time.monotonic() - self._started_at)
-        systemd.notify(self._notify_address, READY=1, MAINPID=os.getpid())
+        self._manager.status(self._status())
+        self._manager.ready()
+
+    def _begin_drain(self) -> None:
+        self._phase = Phase.DRAINING
+        self._reloads.stop()
+        self._manager.stopping()
+        self._drain.begin()
+
+    def _on_overdue(self) -> None:
+        if self._phase is Phase.DRAINING:
+            self._stop(Cause.DRAINED)
 
     def _stop(self, cause: Cause) -> None:
-        """Stop accepting and end every child; a second time: at once."""
-        parts = self._parts
-        if self._phase is Phase.STOPPING:
-            log.warning("stopping_now")
-            parts.pool.kill()
+        """Stop accepting and end every child; sessions that are left end for this cause."""
+        if self._phase in (Phase.STOPPING, Phase.STOPPED):
             return
+        if self._phase is not Phase.DRAINING:
+            self._reloads.stop()
+            self._manager.stopping()
         self._phase = Phase.STOPPING
+        parts = self._parts
         log.info("stopping", sessions=len(parts.sessions.open))
-        systemd.notify(self._notify_address, STOPPING=1)
-        parts.listeners.close()
         parts.molds.stopping = True
-        parts.pool.stop(cause)
+        self._drain.end(cause)
 
     def _advance_stop(self) -> None:
         """Let go of one kind after the other: the exporter answers to the end."""
@@ -168,26 +212,36 @@ class Master:
 
     def _give_up(self, error: InternalError) -> None:
         """End in order after an error of our own that does not go away; the service manager starts another master."""
-        log.error("giving_up", error=str(error), traceback="".join(traceback.format_exception(error)))
+        log.error("giving_up", error=str(error), traceback=trace(error))
         if self._exit_code is ExitCode.INTERNAL:
             os._exit(ExitCode.INTERNAL)
         self._exit_code = ExitCode.INTERNAL
         self._stop(Cause.KILLED)
 
+    def _status(self) -> str:
+        """Return how it goes, in one line."""
+        parts = self._parts
+        text = f"{len(parts.sessions.open)}/{parts.current.config.pool.max_children} sessions, {len(parts.handover.spares)} spares"
+        if self._phase is Phase.DRAINING:
+            return f"draining, {text}, {self._drain.left():.0f} s left"
+        return text if self._phase is Phase.RUNNING else f"{self._phase}, {text}"
+
     def _show(self) -> None:
-        """Make visible what has become of the turn: title, gauges, answers to the exporter."""
+        """Make visible what has become of the turn: title, status line, gauges, answers to the exporter."""
         parts = self._parts
         title = f"master [{len(parts.sessions.open)}/{parts.current.config.pool.max_children}]"
         if title != self._title:
             self._title = title
             set_title(title)
+        if self._phase is not Phase.STARTING:
+            self._manager.status(self._status())
         if parts.exporters.asked():
             parts.listeners.measure()
             parts.gauges.measure()
         parts.gauges.publish()
         parts.exporters.answer()
 
-    def _view(self, request: dict[str, Any]) -> Answer:
+    def _view(self, request: dict[str, Any], reply: Reply) -> None:
         parts = self._parts
         document = {
             "ok": True,
@@ -196,6 +250,17 @@ class Master:
             "phase": self._phase,
             "generation": parts.current.generation,
             "seconds": time.monotonic() - self._started_at,
+            "drain_seconds_left": self._drain.left() if self._phase is Phase.DRAINING else None,
             "listeners": parts.listeners.describe(),
         }
-        return Answer(document, parts.memories.views)
+        reply(Answer(document, parts.memories.views))
+
+    def _reload(self, request: dict[str, Any], reply: Reply) -> None:
+        self._reloads.asked(lambda document: reply(Answer(document)), dry=bool(request.get("dry_run")))
+
+    def _asked_to_stop(self, request: dict[str, Any], reply: Reply) -> None:
+        reply(Answer({"ok": True, "pid": os.getpid()}))
+        if request.get("now"):
+            self._stop(Cause.KILLED)
+        elif self._phase in (Phase.STARTING, Phase.RUNNING):
+            self._begin_drain()

@@ -1,11 +1,10 @@
-"""Keeps a mold: starts it, passes orders to it, replaces one that dies or is silent.
+"""Keeps a mold: starts it, passes orders to it, replaces one that dies or is silent, and prepares the next generation's.
 
 Workers that live do not notice any of it: they are the master's own children.
 """
 
 import errno
 import os
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,17 +26,24 @@ from poold.words import Failure, Kind, State
 # How long a mold may leave an order unanswered.
 SILENCE = 2.0
 
+# Told how a prepared mold turned out: None, or why it cannot be used.
+Prepared = Callable[[str | None], object]
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class Mold:
-    """The mold in use or on its way."""
+    """A mold, for the settings it was started with. `prepared` is set as long as it is a candidate."""
 
     child: Child
+    settings: Current
     unanswered: int = 0
+    # Why it cannot be used, as far as anybody said.
+    reason: str = ""
+    prepared: Prepared | None = None
 
 
 class Molds:
-    """The mold of the generation in force."""
+    """The mold in use, and one that is being prepared."""
 
     def __init__(
         self,
@@ -60,9 +66,9 @@ class Molds:
         self._pages = pages
         self._launcher = launcher
         self._throttle = Throttle()
-        self._mold: Mold | None = None
-        # Why the last mold could not be used, as far as anybody said.
-        self._reason = ""
+        self._molds: dict[Child, Mold] = {}
+        self._used: Mold | None = None
+        self._candidate: Mold | None = None
         self._told = ""
         self.ever_ready = False
         self.stopping = False
@@ -70,38 +76,63 @@ class Molds:
         self.on_failed_start: Callable[[str], object] = lambda reason: None
 
     def start(self) -> None:
-        """Start a mold; a failure is tried again later."""
-        if self.stopping:
+        """Start a mold for the settings in force; a failure is tried again later."""
+        if self.stopping or self._used is not None:
             return
-        child = self._table.claim(Kind.MOLD, generation=self._current.generation, now=self._loop.clock())
         try:
-            child.channel, pid = self._spawn()
-        except (OSError, KeyError) as error:
-            self._table.remove(child)
+            self._used = self._launch(self._current)
+        except OSError as error:
             self._again(str(error))
-            return
+
+    def _launch(self, settings: Current) -> Mold:
+        child = self._table.claim(Kind.MOLD, generation=settings.generation, now=self._loop.clock())
+        ours, theirs = None, None
+        try:
+            ours, theirs = channel.pair()
+            pid = self._launcher.mold(settings, channel=theirs.fileno(), **self._pages)
+        except BaseException:
+            self._table.remove(child)
+            if ours is not None:
+                ours.close()
+            raise
+        finally:
+            if theirs is not None:
+                theirs.close()
+        child.channel = ours
         self._table.born(child, pid)
         cells = self._counters.cells
         cells[SPAWNED[Kind.MOLD]] += 1
         cells[MOLD_STARTS] += 1
-        mold = self._mold = Mold(child)
-        self._loop.watch(child.channel, partial(self._read, mold))
-        limit = self._current.config.timeouts.import_
-        self._ladder.within(child, limit, partial(self._too_slow, mold))
+        mold = self._molds[child] = Mold(child, settings)
+        self._loop.watch(ours, partial(self._read, mold))
+        self._ladder.within(child, settings.config.timeouts.import_, partial(self._too_slow, mold))
         log.info("mold_started", pid=pid, generation=child.generation)
+        return mold
 
-    def _spawn(self) -> tuple[socket.socket, int]:
-        ours, theirs = channel.pair()
-        with theirs:
-            try:
-                return ours, self._launcher.mold(self._current.config, channel=theirs.fileno(), **self._pages)
-            except BaseException:
-                ours.close()
-                raise
+    def prepare(self, settings: Current, prepared: Prepared) -> None:
+        """Start the mold of other settings beside the one in use, and tell when it is ready or cannot be. Raises OSError."""
+        self._candidate = self._launch(settings)
+        self._candidate.prepared = prepared
+
+    def adopt(self) -> None:
+        """Use the prepared mold from now on; the old one is asked to leave, and its open orders come to their end."""
+        old, self._used, self._candidate = self._used, self._candidate, None
+        if self._used is not None:
+            self._used.prepared = None
+            self._pool.send_order = self.order
+        if old is not None and not old.child.leaving:
+            self._ladder.retire(old.child, listen=True)
+
+    def discard(self) -> None:
+        """Give up the mold that is being prepared."""
+        candidate, self._candidate = self._candidate, None
+        if candidate is not None and not candidate.child.leaving:
+            candidate.prepared = None
+            self._ladder.retire(candidate.child)
 
     def order(self, slot: int, incarnation: int, fd: int) -> Child:
-        """Send an order to the mold and return its row. Raises OSError."""
-        mold = self._mold
+        """Send an order to the mold in use and return its row. Raises OSError."""
+        mold = self._used
         if mold is None or mold.child.channel is None or not mold.child.ready:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         channel.send_with(mold.child.channel, channel.order(slot, incarnation), fd)
@@ -127,7 +158,8 @@ class Molds:
             if report is None:
                 # Its exit is on its way; should it only have closed its end, it is of no use any more.
                 self._close(mold)
-                self._ladder.expel(mold.child, None)
+                if not mold.child.leaving:
+                    self._ladder.expel(mold.child, None)
                 return
             self._on_report(mold, report)
 
@@ -135,13 +167,13 @@ class Molds:
         match report.word:
             case MoldWord.HELLO:
                 if report.text != __version__:
-                    self._reason = f"poold {report.text} is installed now, and this master is {__version__}"
+                    mold.reason = f'poold {report.text} is installed now, and this master is {__version__}; run "poold upgrade"'
                     self._ladder.expel(mold.child, Failure.EXIT)
             case MoldWord.READY:
                 self._ready(mold, threads=report.number)
             case MoldWord.FAILED:
-                self._reason, _, trace = report.text.partition("\n")
-                log.error("handler_import_failed", reason=self._reason, traceback=trace)
+                mold.reason, _, trace = report.text.partition("\n")
+                log.error("handler_import_failed", reason=mold.reason, traceback=trace)
             case MoldWord.ANSWER:
                 self._answered(mold, report)
 
@@ -152,23 +184,27 @@ class Molds:
         self._ladder.relax(mold.child)
         self._table.move(mold.child, State.SERVING)
         self._throttle.succeeded()
-        self.ever_ready = True
-        self._pool.send_order = self.order
         log.info("mold_ready", pid=mold.child.pid, seconds=self._loop.clock() - mold.child.claimed_at)
         if threads > 1:
             log.warning("mold_has_threads", threads=threads, hint="workers are forked twice, which is slower; start threads in the handler")
+        if mold.prepared is not None:
+            mold.prepared(None)
+        elif mold is self._used:
+            self.ever_ready = True
+            self._pool.send_order = self.order
 
     def _answered(self, mold: Mold, report: MoldReport) -> None:
         mold.unanswered = max(0, mold.unanswered - 1)
-        if mold.unanswered:
-            self._ladder.within(mold.child, SILENCE, partial(self._silent, mold))
-        else:
-            self._ladder.relax(mold.child)
+        if not mold.child.leaving:
+            if mold.unanswered:
+                self._ladder.within(mold.child, SILENCE, partial(self._silent, mold))
+            else:
+                self._ladder.relax(mold.child)
         self._pool.answered(report)
 
     def _too_slow(self, mold: Mold) -> None:
-        self._reason = f"the handler's import took longer than timeouts.import ({self._current.config.timeouts.import_:g} s)"
-        log.error("handler_import_failed", reason=self._reason)
+        mold.reason = f"the handler's import took longer than timeouts.import ({mold.settings.config.timeouts.import_:g} s)"
+        log.error("handler_import_failed", reason=mold.reason)
         self._ladder.expel(mold.child, Failure.TIMEOUT)
 
     def _silent(self, mold: Mold) -> None:
@@ -181,39 +217,39 @@ class Molds:
     def _close(self, mold: Mold) -> None:
         """Use this mold no more."""
         self._ladder.close_channel(mold.child)
-        if self._mold is mold:
-            self._mold = None
+        if self._used is mold:
+            self._used = None
             self._pool.send_order = None
 
     def exited(self, child: Child, exit: Exit) -> None:
-        """Settle the end of a mold, and start another one."""
+        """Settle the end of a mold; start another one if it was the one in use."""
+        mold = self._molds.pop(child)
         self._pool.abandoned(child)
+        reason = mold.reason or f"the mold ended with status {exit.status}"
+        if mold is self._candidate:
+            self._candidate = None
+            if mold.prepared is not None:
+                mold.prepared(reason)
+            return
+        self._close(mold)
         if self.stopping:
             return
-        reason, self._reason = self._reason or f"the mold ended with status {exit.status}", ""
-        if self._mold is not None and self._mold.child is child:
-            self._close(self._mold)
         if not self.ever_ready:
             self.on_failed_start(reason)
-        elif self._mold is None:
+        elif self._used is None:
             self._again(reason)
 
     def _again(self, reason: str) -> None:
-        now = self._loop.clock()
-        first = self._throttle.failed(now)
+        first = self._throttle.failed(self._loop.clock())
         if reason and (first or reason != self._told):
             # Once for each reason, however often it is tried again.
             self._told = reason
             log.error("mold_failed", reason=reason, retry_seconds=self._throttle.delay)
-        self._loop.at(self._throttle.until, self._start_if_missing)
-
-    def _start_if_missing(self) -> None:
-        if self._mold is None:
-            self.start()
+        self._loop.at(self._throttle.until, self.start)
 
     def stop(self) -> None:
-        """Ask the mold to leave."""
+        """Ask every mold to leave."""
         self.stopping = True
-        for child in self._table:
-            if child.kind is Kind.MOLD and not child.leaving:
-                self._ladder.retire(child)
+        for mold in self._molds.values():
+            if not mold.child.leaving:
+                self._ladder.retire(mold.child)

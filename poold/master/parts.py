@@ -22,8 +22,9 @@ from poold.master.molds import Molds
 from poold.master.pool import Pool
 from poold.master.reaper import Reaper
 from poold.master.sessions import Sessions
-from poold.pages import PAGE, ActivityView
+from poold.pages import PAGE, ActivityView, Phase
 from poold.scoreboard import SLOTS, Counters, Table, read_only, shared_memory
+from poold.settings.people import People
 from poold.settings.schema import Config
 from poold.words import Kind
 
@@ -38,6 +39,7 @@ class Memories:
     # Descriptors for the mold, and read-only ones for whoever asks on the control socket.
     pages: dict[str, int]
     views: list[int]
+    phase: Phase
 
 
 def share() -> Memories:
@@ -47,15 +49,16 @@ def share() -> Memories:
     phase = shared_memory("phase", PAGE)
     views = [read_only(fd) for fd in (counters.fd, rows.fd, activity)]
     pages = {"activity": activity, "phase": read_only(phase)}
+    written = Phase(phase)
     os.close(phase)
-    return Memories(counters, rows, ActivityView(activity, SLOTS), pages, views)
+    return Memories(counters, rows, ActivityView(activity, SLOTS), pages, views, written)
 
 
 class Parts:
     """Everything the master is made of, but its own phase."""
 
-    def __init__(self, config: Config, loop: Loop, environ: Mapping[str, str]) -> None:
-        self.current = current = Current(config)
+    def __init__(self, config: Config, people: People, loop: Loop, environ: Mapping[str, str]) -> None:
+        self.current = current = Current(config, people)
         self.loop = loop
         self.memories = memories = share()
         self.counters = counters = memories.counters
@@ -78,7 +81,7 @@ class Parts:
         )
         self.linger = Linger(loop)
         self.listeners = Listeners(loop=loop, counters=counters)
-        launcher = spawn.Launcher(environ=environ, limits=descriptors.raise_limit(config))
+        self.launcher = launcher = spawn.Launcher(environ=environ, limits=descriptors.raise_limit(config))
         self.molds = Molds(
             current=current,
             loop=loop,
@@ -97,12 +100,7 @@ class Parts:
         """Open every socket that the settings ask for. Raises ConfigError; what was open by then is for `close`."""
         config = self.current.config
         for listener in config.listeners:
-            opened = sockets.open_listener(listener, passed)
-            self.listeners.add(opened, listener.name)
-            most = sockets.somaxconn()
-            if most is not None and listener.backlog > most:
-                log.warning("backlog_cut", listener=listener.name, backlog=listener.backlog, somaxconn=most)
-            log.info("listening", listener=listener.name, address=sockets.address(opened.socket))
+            self.listeners.add(sockets.open_listener(listener, passed), listener)
         self.control = Control(loop=self.loop, opened=sockets.open_control(control_path), verbs=verbs)
         if config.metrics.listen is not None:
             self.exporters.listener = sockets.open_metrics(config.metrics.listen)

@@ -37,6 +37,8 @@ class Pool:
         self._ladder = ladder
         # Sends an order (slot, incarnation, descriptor) to a mold and returns that mold; raises OSError. Set by the molds' keeper.
         self.send_order: Callable[[int, int, int], Child] | None = None
+        # A drain has begun: sessions that come are served, and nothing is kept for later. A stop: nothing is begun any more.
+        self.draining = False
         self.stopping = False
 
     def _orders_left(self) -> int:
@@ -49,7 +51,11 @@ class Pool:
     def room(self) -> int:
         """Return how many more connections could be given a worker now."""
         waiting = len(self._handover.waiting)
-        return len(self._handover.spares) + len(self._births.open) + self._orders_left() - waiting
+        return len(self._handover.spares) + self._coming() + self._orders_left() - waiting
+
+    def _coming(self) -> int:
+        """Return how many workers are on their way that will serve: those of older settings leave as soon as they are ready."""
+        return sum(child.generation == self._current.generation for child in self._births.open.values())
 
     def full(self) -> bool:
         """Say whether it is the cap that leaves no room, and not a failure."""
@@ -60,8 +66,10 @@ class Pool:
         return self._missing_spares() > 0
 
     def _missing_spares(self) -> int:
-        coming = len(self._handover.spares) + len(self._births.open) - len(self._handover.waiting)
-        return min(self._current.config.pool.min_spare - coming, self._orders_left())
+        if self.draining:
+            return 0
+        there = len(self._handover.spares) + self._coming() - len(self._handover.waiting)
+        return min(self._current.config.pool.min_spare - there, self._orders_left())
 
     def usable(self) -> bool:
         """Say whether a connection would be served: by a spare, or by a worker that can be ordered at once."""
@@ -72,9 +80,9 @@ class Pool:
     def advance(self) -> None:
         """Do what the facts ask for: feed waiting sessions, order workers for the rest, retire spares that are too many."""
         self._handover.feed()
-        wanted = len(self._handover.waiting) - len(self._births.open)
+        wanted = len(self._handover.waiting) - self._coming()
         self._order(min(wanted, self._orders_left(), ORDERS_MAX))
-        surplus = len(self._handover.spares) - max(self._current.config.pool.max_spare, 0)
+        surplus = len(self._handover.spares) - (0 if self.draining else self._current.config.pool.max_spare)
         for _ in range(min(surplus, ORDERS_MAX)):
             self._ladder.retire(self._handover.spares.pop(0))
 
@@ -216,7 +224,7 @@ class Pool:
             return
         self._ladder.relax(child)
         self._table.move(child, State.SPARE)
-        if self.stopping:
+        if self.stopping or child.generation != self._current.generation:
             self._ladder.retire(child)
         else:
             self._handover.spares.append(child)
@@ -250,6 +258,12 @@ class Pool:
             # already keeps its own exit status.
             self._handover.withdraw(child)
             self._ladder.expel(child, None)
+
+    def renew(self) -> None:
+        """Let the spares of older settings go."""
+        for child in [child for child in self._handover.spares if child.generation != self._current.generation]:
+            self._handover.withdraw(child)
+            self._ladder.retire(child)
 
     def stop(self, cause: Cause) -> None:
         """End every worker: spares are asked to leave, sessions get TERM and end for this cause; births end as they are ready."""

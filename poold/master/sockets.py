@@ -21,14 +21,20 @@ from poold.settings.schema import Listener
 
 @dataclass(slots=True)
 class Opened:
-    """A listening socket; `file` says which file on disk is its own (device, inode), None if there is none to remove."""
+    """A listening socket; `file` says which file on disk is its own (device, inode), None if there is none to remove.
+
+    A `lent` one was passed by the service manager: it stays open, for settings to come, and its queue is not ours to end.
+    """
 
     socket: socket.socket
     path: str = ""
     file: tuple[int, int] | None = None
+    lent: bool = False
 
     def close(self) -> None:
-        """Close it, and remove its file if that is still its own."""
+        """Close it, unless it is lent, and remove its file if that is still its own."""
+        if self.lent:
+            return
         self.socket.close()
         if self.file is None:
             return
@@ -46,7 +52,7 @@ def open_listener(listener: Listener, passed: Mapping[str, socket.socket]) -> Op
     address = listener.address
     try:
         if address.scheme is Scheme.SYSTEMD:
-            opened = Opened(_passed(address.name, passed))
+            opened = Opened(_passed(address.name, passed), lent=True)
         elif address.scheme is Scheme.UNIX:
             opened = open_unix(address.path, mode=listener.mode, owner=listener.owner, group=listener.group, backlog=listener.backlog)
         else:
@@ -55,8 +61,7 @@ def open_listener(listener: Listener, passed: Mapping[str, socket.socket]) -> Op
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError([Problem("listener.address", f"cannot listen on {address}: {reason}")]) from error
     opened.socket.setblocking(False)
-    if opened.socket.family != socket.AF_UNIX:
-        _tune(opened.socket, listener)
+    tune(opened, listener)
     return opened
 
 
@@ -121,17 +126,30 @@ def _tcp(listener: Listener) -> socket.socket:
     return _bound(address.host, address.port, backlog=listener.backlog, freebind=listener.freebind, interface=listener.interface)
 
 
-def _tune(listening: socket.socket, listener: Listener) -> None:
-    """Set what accepted sockets inherit from their listener (tcp(7))."""
+def tune(opened: Opened, listener: Listener) -> None:
+    """Set what accepted sockets inherit from their listener (tcp(7)). Raises OSError."""
+    listening = opened.socket
+    if listening.family == socket.AF_UNIX:
+        return
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, listener.keepalive > 0)
     if listener.keepalive:
         idle = max(1, round(listener.keepalive))
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, idle // 4))
-    if listener.user_timeout:
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(listener.user_timeout * 1000)))
-    if listener.nodelay:
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    milliseconds = max(1, round(listener.user_timeout * 1000)) if listener.user_timeout else 0
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, listener.nodelay)
+
+
+def retune(opened: Opened, listener: Listener) -> None:
+    """Change an open listener to other settings of the same address. Raises OSError, KeyError."""
+    tune(opened, listener)
+    if not opened.lent:
+        # A second listen() changes the backlog and nothing else (listen(2)).
+        opened.socket.listen(listener.backlog)
+    if opened.file is not None:
+        _give(opened.path, listener.owner, listener.group)
+        os.chmod(opened.path, listener.mode)
 
 
 def _passed(name: str, passed: Mapping[str, socket.socket]) -> socket.socket:

@@ -7,7 +7,6 @@ terminal's Ctrl-C reaches the master alone.
 
 import json
 import os
-import pwd
 import signal
 import sys
 from collections.abc import Mapping
@@ -15,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from poold.master.current import Current
 from poold.scoreboard import shared_memory
 from poold.settings import schema
+from poold.settings.people import People
 
 # The few variables of the master's that children get.
 KEPT = ("PATH", "HOME", "LANG", "TZ", "USER", "LOGNAME", "SHELL")
@@ -35,24 +36,40 @@ class Launcher:
     environ: Mapping[str, str]
     limits: tuple[int, int]
 
-    def exporter(self, settings: schema.Config, **fds: int) -> int:
-        """Start an exporter and return its pid. Raises OSError, KeyError for a user that does not exist."""
-        identity_of = identity(settings.server) or nobody()
-        document = {"identity": identity_of, "nofile": self.limits, "log_format": settings.log.format, "log_level": settings.log.level}
-        return self._start("poold.exporter.main", document, settings.server, fds)
+    def exporter(self, current: Current, **fds: int) -> int:
+        """Start an exporter and return its pid. Raises OSError."""
+        config = current.config
+        document = {
+            "identity": current.people.helper,
+            "nofile": self.limits,
+            "log_format": config.log.format,
+            "log_level": config.log.level,
+        }
+        return self._start("poold.exporter.main", document, environment(config.server, current.people, self.environ), fds)
 
-    def mold(self, settings: schema.Config, **fds: int) -> int:
-        """Start a mold and return its pid. Raises OSError, KeyError for a user that does not exist."""
-        return self._start("poold.mold.main", {**mold_document(settings), "nofile": self.limits}, settings.server, fds)
+    def mold(self, current: Current, **fds: int) -> int:
+        """Start a mold and return its pid. Raises OSError."""
+        document = {**mold_document(current.config), "identity": current.people.workers, "nofile": self.limits}
+        return self._start("poold.mold.main", document, environment(current.config.server, current.people, self.environ), fds)
 
-    def _start(self, module: str, document: Mapping[str, Any], server: schema.Server, fds: Mapping[str, int]) -> int:
-        settings = shared_memory("settings", 0)
+    def trial(self, file: str | None, **fds: int) -> int:
+        """Start a trial, which sees the master's own environment, and return its pid. Raises OSError."""
+        return self._start("poold.settings.trial", {"file": file}, self.environ, fds)
+
+    def _start(self, module: str, document: Mapping[str, Any], environ: Mapping[str, str], fds: Mapping[str, int]) -> int:
+        settings = memory_file("settings", json.dumps(document).encode())
         try:
-            os.write(settings, json.dumps(document).encode())
-            os.lseek(settings, 0, os.SEEK_SET)
-            return start(module, fds={**fds, "settings": settings}, environment=environment(server, self.environ))
+            return start(module, fds={**fds, "settings": settings}, environment=environ)
         finally:
             os.close(settings)
+
+
+def memory_file(name: str, data: bytes = b"") -> int:
+    """Return a descriptor of a memory file with this content, to be read from its start; the caller closes it."""
+    fd = shared_memory(name, 0)
+    os.write(fd, data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
 
 
 def start(module: str, *, fds: Mapping[str, int], environment: Mapping[str, str]) -> int:
@@ -68,45 +85,11 @@ def start(module: str, *, fds: Mapping[str, int], environment: Mapping[str, str]
     return os.posix_spawn(sys.executable, argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=defaults)
 
 
-def environment(server: schema.Server, environ: Mapping[str, str]) -> dict[str, str]:
+def environment(server: schema.Server, people: People, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of a mold and its workers: a few of the master's, those of the user, those of the settings."""
     kept = {key: value for key, value in environ.items() if key in KEPT or key.startswith("LC_")}
     kept.setdefault("PATH", DEFAULT_PATH)
-    if server.user is not None:
-        entry = passwd(server.user)
-        kept |= {"HOME": entry.pw_dir, "USER": entry.pw_name, "LOGNAME": entry.pw_name, "SHELL": entry.pw_shell or "/bin/sh"}
-    return kept | dict(server.environment)
-
-
-def passwd(user: str) -> pwd.struct_passwd:
-    """Return the entry of a user given by name or by number. Raises KeyError."""
-    return pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
-
-
-def identity(server: schema.Server) -> dict[str, Any] | None:
-    """Return whom children run as, for `poold.sandbox.become_identity`; None: as the master. Raises KeyError."""
-    import grp  # only where a user is named
-
-    def number(group: str) -> int:
-        return int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
-
-    if os.geteuid() != 0 or (server.user is None and server.group is None and server.groups is None):
-        return None
-    entry = passwd(server.user) if server.user is not None else pwd.getpwuid(os.geteuid())
-    gid = number(server.group) if server.group is not None else entry.pw_gid
-    if server.groups is not None:
-        groups = [number(group) for group in server.groups]
-    else:
-        groups = os.getgrouplist(entry.pw_name, gid)
-    return {"uid": entry.pw_uid, "gid": gid, "groups": sorted(set(groups))}
-
-
-def nobody() -> dict[str, Any] | None:
-    """Return the identity of a helper of root's that needs no rights; None where the master has none to give away."""
-    if os.geteuid() != 0:
-        return None
-    entry = pwd.getpwnam("nobody")
-    return {"uid": entry.pw_uid, "gid": entry.pw_gid, "groups": []}
+    return kept | people.variables | dict(server.environment)
 
 
 def service_name(server: schema.Server) -> str:
@@ -126,7 +109,6 @@ def mold_document(settings: schema.Config) -> dict[str, Any]:
         "name": service_name(server),
         "options": server.options,
         "path": list(server.path),
-        "identity": identity(server),
         "umask": server.umask,
         "working_directory": server.working_directory,
         "preload": pool.preload and server.command is None,

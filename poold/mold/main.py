@@ -105,9 +105,12 @@ class Mold:
         live(birth)
 
     def _answer(self, slot: int, incarnation: int, *, pid: int = 0, number: int = 0) -> None:
-        self._end.send(
-            channel.mold_report(MoldWord.ANSWER, slot=slot, incarnation=incarnation, pid=pid, number=number), socket.MSG_NOSIGNAL
-        )
+        answer = channel.mold_report(MoldWord.ANSWER, slot=slot, incarnation=incarnation, pid=pid, number=number)
+        try:
+            self._end.send(answer, socket.MSG_NOSIGNAL)
+        except BrokenPipeError:
+            # The master has let go of this mold, or is gone.
+            sys.exit(0)
 
 
 def altered_dispositions() -> tuple[int, ...]:

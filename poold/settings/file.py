@@ -67,7 +67,7 @@ def find(path_option: str | None, environ: Mapping[str, str]) -> tuple[Path | No
     """
     named = environ.get("POOLD_CONFIG") or None if path_option is None else path_option
     if named is not None:
-        text = _read_file(Path(named))
+        text = read_file(Path(named))
         return Path(named).absolute(), text, ()
     warnings = []
     for file in (LOCAL_FILE, SYSTEM_FILE):
@@ -81,7 +81,7 @@ def find(path_option: str | None, environ: Mapping[str, str]) -> tuple[Path | No
         if file is LOCAL_FILE and os.geteuid() == 0 and (reason := _written_by_others(file)):
             warnings.append(f"./{file} is passed over because {reason}; name it with -c to use it all the same")
             continue
-        text = _read_file(file)
+        text = read_file(file)
         return file.absolute(), text, tuple(warnings)
     return None, b"", tuple(warnings)
 
@@ -102,7 +102,7 @@ def _written_by_others(file: Path) -> str:
     return ""
 
 
-def _read_file(file: Path) -> bytes:
+def read_file(file: Path) -> bytes:
     """Return a file's bytes. It is opened so that a FIFO does not wait for its writer and a terminal is not taken over."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

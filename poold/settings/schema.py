@@ -171,6 +171,7 @@ class Timeouts(_Table):
 
     startup: Annotated[float, fields.duration(zero=False)] = 10.0
     import_: Annotated[float, fields.duration(zero=False)] = Field(default=60.0, alias="import")
+    drain: Annotated[float, fields.duration(zero=True)] = 30.0
     kill: Annotated[float, fields.duration(zero=False)] = 5.0
 
 

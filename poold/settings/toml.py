@@ -26,7 +26,6 @@ NOT_YET: Mapping[tuple[str, ...], str | None] = {
     ("listener", "proxy_protocol"): None,
     ("listener", "tls"): None,
     ("server", "command_style"): "systemd",
-    ("timeouts", "drain"): None,
     ("timeouts", "handshake"): None,
     ("timeouts", "idle"): None,
     ("timeouts", "session"): None,

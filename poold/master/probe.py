@@ -1,4 +1,4 @@
-"""A trial of the handler: a mold that is asked for nothing. Run by `poold check`, outside the master."""
+"""A probe of the handler: a mold that is asked for nothing. Run by `poold check`, outside the master."""
 
 import os
 import signal
@@ -8,19 +8,21 @@ from collections.abc import Mapping
 
 from poold import channel
 from poold.channel import MoldWord
+from poold.master.current import Current
 from poold.master.descriptors import limits
 from poold.master.spawn import Launcher
+from poold.settings.people import People
 from poold.settings.schema import Config
 
 
-def import_handler(config: Config, environ: Mapping[str, str]) -> str | None:
+def import_handler(config: Config, people: People, environ: Mapping[str, str]) -> str | None:
     """Import the handler as a mold would, as the same user; return why it cannot be, None if it can."""
     ours, theirs = channel.pair()
     with ours:
         with theirs:
             try:
-                pid = Launcher(environ, limits()).mold(config, channel=theirs.fileno())
-            except (OSError, KeyError) as error:
+                pid = Launcher(environ, limits()).mold(Current(config, people), channel=theirs.fileno())
+            except OSError as error:
                 return f"a mold cannot be started: {error}"
         try:
             return _listen(ours, config.timeouts.import_)

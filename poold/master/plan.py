@@ -1,0 +1,97 @@
+"""What a reload would change: pure."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from poold.address import Scheme
+from poold.errors import Problem
+from poold.settings.schema import Config, Listener
+
+# What belongs to the bound socket itself and cannot be changed on an open one.
+BOUND = ("interface", "freebind")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The steps from one `Config` to another. Listeners are told apart by their addresses."""
+
+    new: Config
+    opened: tuple[Listener, ...]
+    closed: tuple[Listener, ...]
+    kept: tuple[tuple[Listener, Listener], ...]
+    metrics_moved: bool
+    changes: tuple[str, ...]
+    problems: tuple[Problem, ...] = field(default=())
+
+    def describe(self, *, sessions: int) -> dict[str, Any]:
+        """Return what an operator wants to know before or after."""
+        cap = self.new.pool.max_children
+        return {
+            "changes": list(self.changes),
+            "opened": [str(listener.address) for listener in self.opened],
+            "closed": [str(listener.address) for listener in self.closed],
+            "kept": [str(listener.address) for _, listener in self.kept],
+            "sessions_over_cap": max(0, sessions - cap),
+        }
+
+
+def plan(old: Config, new: Config) -> Plan:
+    """Compare two settings."""
+    before = {listener.address: listener for listener in old.listeners}
+    after = {listener.address: listener for listener in new.listeners}
+    kept = tuple((before[address], listener) for address, listener in after.items() if address in before)
+    return Plan(
+        new=new,
+        opened=tuple(listener for address, listener in after.items() if address not in before),
+        closed=tuple(listener for address, listener in before.items() if address not in after),
+        kept=kept,
+        metrics_moved=old.metrics.listen != new.metrics.listen,
+        changes=(*_changes(old, new), *(text for pair in kept for text in _listener_changes(*pair))),
+        problems=tuple(_impossible(old, new, kept)),
+    )
+
+
+def _changes(old: Config, new: Config) -> Iterator[str]:
+    """Yield each key whose value differs, as `table.key: old → new`."""
+    for table in type(new).model_fields:
+        if table == "listeners":
+            continue
+        was, now = getattr(old, table), getattr(new, table)
+        for name, info in type(now).model_fields.items():
+            if getattr(was, name) != getattr(now, name):
+                key = f"{table}.{info.alias or name}"
+                # Options and variables may hold what is nobody's business but the handler's.
+                secret = table == "server" and name in ("options", "environment")
+                yield key if secret else f"{key}: {shown(getattr(was, name))} → {shown(getattr(now, name))}"
+
+
+def _listener_changes(before: Listener, after: Listener) -> Iterator[str]:
+    for name in type(after).model_fields:
+        was, now = getattr(before, name), getattr(after, name)
+        if was != now:
+            yield f"listener {after.address} {name}: {shown(was)} → {shown(now)}"
+
+
+def shown(value: object) -> str:
+    """Return a value as an operator would write it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(str, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _impossible(old: Config, new: Config, kept: tuple[tuple[Listener, Listener], ...]) -> Iterator[Problem]:
+    """Yield what only another start or an upgrade can change."""
+    if old.control.socket != new.control.socket:
+        yield Problem("control.socket", "cannot be changed by a reload; it needs a restart")
+    for was, now in kept:
+        for name in BOUND:
+            if getattr(was, name) != getattr(now, name):
+                message = "cannot be changed on an open listener; remove the listener with one reload and add it with the next"
+                yield Problem(f"listener {now.address} {name}", message)
+        if now.address.scheme is Scheme.UNIX and (was.owner, was.group) != (now.owner, now.group) and None in (now.owner, now.group):
+            yield Problem(f"listener {now.address} owner", "cannot be taken back on an open listener; name both owner and group")

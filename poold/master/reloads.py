@@ -1,0 +1,249 @@
+"""Reloads: judged first, prepared next, applied last, in one step that cannot fail.
+
+The file is read once, and its bytes are judged in a process of their own; then everything new is opened and started. Until the
+last step nothing has changed, and whatever goes wrong leaves it so.
+
+    begin ─▶ trial ─▶ plan ─▶ listeners opened ─▶ mold ready, exporter ready ─▶ commit
+                └────────┴──────────────┴──────────────────┴──▶ refused: what was made is given up
+
+One reload runs at a time. One more SIGHUP is remembered, because the file may have been edited since the first was read; a second
+`poold reload` is told that one is running.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from poold.errors import ConfigError, Problem
+from poold.log import log
+from poold.master import descriptors, sockets
+from poold.master.births import Exit
+from poold.master.children import Child
+from poold.master.current import Current
+from poold.master.parts import Parts
+from poold.master.plan import Plan, plan
+from poold.master.sockets import Opened
+from poold.master.spawn import memory_file
+from poold.scoreboard import RELOAD_SUCCESS_AT, RELOAD_SUCCESSFUL, RELOADS, SPAWNED
+from poold.settings import file as settings
+from poold.settings.people import People
+from poold.settings.schema import Config
+from poold.words import Failure, Kind, ReloadResult, State
+
+# A trial that takes longer hangs: in a name service, say.
+TRIAL_SECONDS = 30.0
+VERDICT_MAX = 4 << 20
+# How long the queue of a removed listener is served at the most, where `timeouts.drain` is not longer.
+EMPTY_SECONDS = 30.0
+
+# Told how a reload ended: a document for who asked.
+Told = Callable[[dict[str, Any]], object]
+
+
+@dataclass(slots=True, eq=False)
+class Reload:
+    """The reload that runs."""
+
+    told: Told
+    dry: bool
+    verdict: int = -1
+    next: Current | None = None
+    plan: Plan | None = None
+    opened: dict[str, Opened] = field(default_factory=dict)
+    metrics: Opened | None = None
+    # What has yet to be ready before it can be applied.
+    awaited: set[str] = field(default_factory=set)
+
+
+class Reloads:
+    """Runs reloads, one at a time."""
+
+    def __init__(self, parts: Parts, *, file: Path | None, passed: Mapping[str, socket.socket], wall_clock: Callable[[], float]) -> None:
+        self._parts = parts
+        self._file = file
+        self._passed = passed
+        self._wall_clock = wall_clock
+        self._running: Reload | None = None
+        self._again = False
+        self.stopping = False
+        # Told that a reload begins, and that it has ended.
+        self.on_begin: Callable[[], object] = lambda: None
+        self.on_end: Callable[[], object] = lambda: None
+
+    def signalled(self) -> None:
+        """Take a SIGHUP."""
+        if self.stopping:
+            log.warning("reload_refused", reason="stopping")
+        elif self._running is not None:
+            self._again = True
+        else:
+            self._begin(lambda document: None, dry=False)
+
+    def asked(self, told: Told, *, dry: bool) -> None:
+        """Take a `poold reload`."""
+        if self.stopping:
+            told({"ok": False, "error": "poold is stopping"})
+        elif self._running is not None:
+            self._count(ReloadResult.BUSY)
+            told({"ok": False, "error": "busy: another reload is running"})
+        else:
+            self._begin(told, dry=dry)
+
+    def _count(self, result: ReloadResult) -> None:
+        self._parts.counters.cells[RELOADS[result]] += 1
+
+    def _begin(self, told: Told, *, dry: bool) -> None:
+        reload = self._running = Reload(told, dry)
+        log.info("reload_started", file=self._file or "built-in defaults", dry_run=dry or None)
+        if not dry:
+            self.on_begin()
+        try:
+            text = settings.read_file(self._file) if self._file is not None else b""
+            self._try(reload, text)
+        except ConfigError as error:
+            self._refuse(reload, error.problems)
+        except OSError as error:
+            self._refuse(reload, [Problem("", f"the trial cannot be started: {error.strerror}")])
+
+    def _try(self, reload: Reload, text: bytes) -> None:
+        """Start the trial of these bytes. Raises OSError."""
+        parts = self._parts
+        child = parts.table.claim(Kind.TRIAL, generation=parts.current.generation, now=parts.loop.clock())
+        given = memory_file("text", text)
+        reload.verdict = memory_file("verdict")
+        try:
+            pid = parts.launcher.trial(str(self._file) if self._file else None, text=given, result=reload.verdict)
+        except OSError:
+            parts.table.remove(child)
+            raise
+        finally:
+            os.close(given)
+        child.ready = True
+        parts.table.born(child, pid)
+        parts.table.move(child, State.SERVING)
+        parts.counters.cells[SPAWNED[Kind.TRIAL]] += 1
+        parts.ladder.within(child, TRIAL_SECONDS, partial(parts.ladder.expel, child, Failure.TIMEOUT))
+
+    def trial_exited(self, child: Child, exit: Exit) -> None:
+        """Take the trial's verdict."""
+        reload = self._running
+        if reload is None:
+            return
+        if exit.status != 0:
+            reason = f"took longer than {TRIAL_SECONDS:g} s" if child.failure is Failure.TIMEOUT else f"ended with status {exit.status}"
+            self._refuse(reload, [Problem("", f"the trial of the settings {reason}")])
+            return
+        verdict = json.loads(os.pread(reload.verdict, VERDICT_MAX, 0))
+        if "problems" in verdict:
+            self._refuse(reload, [Problem(problem["key"], problem["message"], problem["line"]) for problem in verdict["problems"]])
+            return
+        try:
+            self._prepare(reload, settings.load(verdict["settings"].encode(), self._file), People(**verdict["people"]))
+        except ConfigError as error:
+            self._refuse(reload, error.problems)
+        except (OSError, LookupError) as error:
+            self._refuse(reload, [Problem("", str(error))])
+
+    def _prepare(self, reload: Reload, config: Config, people: People) -> None:
+        """Open and start everything new. Raises ConfigError, OSError, LookupError."""
+        parts = self._parts
+        old = parts.current
+        steps = reload.plan = plan(old.config, config)
+        if steps.problems:
+            raise ConfigError(list(steps.problems))
+        if reload.dry:
+            self._finish(reload, {"ok": True, "dry_run": True, **steps.describe(sessions=len(parts.sessions.open))})
+            return
+        descriptors.raise_limit(config)
+        reload.next = Current(config, people, old.generation + 1)
+        parts.counters.reserve(listener.name for listener in config.listeners)
+        for listener in steps.opened:
+            reload.opened[listener.name] = sockets.open_listener(listener, self._passed)
+        reload.awaited = {"mold"}
+        if config.metrics.listen is not None and (
+            steps.metrics_moved or people.helper != old.people.helper or config.log != old.config.log
+        ):
+            reload.metrics = sockets.open_metrics(config.metrics.listen) if steps.metrics_moved else parts.exporters.listener
+            reload.awaited.add("exporter")
+        # Only now, when nothing but these two can fail any more: both tell later.
+        parts.molds.prepare(reload.next, partial(self._prepared, reload, "mold"))
+        if "exporter" in reload.awaited and reload.metrics is not None:
+            parts.exporters.prepare(reload.next, reload.metrics, partial(self._prepared, reload, "exporter"))
+
+    def _prepared(self, reload: Reload, what: str, reason: str | None) -> None:
+        if reload is not self._running:
+            return
+        if reason is not None:
+            self._refuse(reload, [Problem("server.handler" if what == "mold" else "metrics.listen", reason)])
+            return
+        reload.awaited.discard(what)
+        if not reload.awaited:
+            self._commit(reload)
+
+    def _commit(self, reload: Reload) -> None:
+        """Apply; nothing here may fail."""
+        parts, steps, new = self._parts, reload.plan, reload.next
+        assert steps is not None
+        assert new is not None
+        over = len(parts.sessions.open)
+        parts.current.replace(new)
+        log.configure(format=new.config.log.format, level=new.config.log.level)
+        parts.molds.adopt()
+        parts.pool.renew()
+        if "exporter" not in reload.awaited and reload.metrics is not None:
+            parts.exporters.adopt(reload.metrics)
+        elif new.config.metrics.listen is None:
+            parts.exporters.adopt(None)
+        for _, after in steps.kept:
+            parts.listeners.change(after)
+        for listener in steps.opened:
+            parts.listeners.add(reload.opened.pop(listener.name), listener)
+        for listener in steps.closed:
+            parts.listeners.dismiss(listener, seconds=max(new.config.timeouts.drain, EMPTY_SECONDS))
+        reload.metrics = None
+        cells = parts.counters.cells
+        cells[RELOAD_SUCCESSFUL] = 1
+        cells[RELOAD_SUCCESS_AT] = int(self._wall_clock() * 1_000_000)
+        self._count(ReloadResult.APPLIED)
+        log.info("reload_applied", generation=new.generation, changes="; ".join(steps.changes) or None)
+        self._finish(reload, {"ok": True, "generation": new.generation, **steps.describe(sessions=over)})
+
+    def _refuse(self, reload: Reload, problems: list[Problem]) -> None:
+        """Give up what was made; everything is as it was."""
+        parts = self._parts
+        parts.molds.discard()
+        parts.exporters.discard()
+        for opened in reload.opened.values():
+            opened.close()
+        if reload.metrics is not None and reload.metrics is not parts.exporters.listener:
+            reload.metrics.close()
+        if not reload.dry:
+            parts.counters.cells[RELOAD_SUCCESSFUL] = 0
+            self._count(ReloadResult.REFUSED)
+        for problem in problems:
+            log.error("reload_refused", reason=str(problem))
+        lines = [str(problem) for problem in problems]
+        self._finish(reload, {"ok": False, "error": "refused", "file": str(self._file or "built-in defaults"), "problems": lines})
+
+    def _finish(self, reload: Reload, document: dict[str, Any]) -> None:
+        self._running = None
+        if reload.verdict >= 0:
+            os.close(reload.verdict)
+        reload.told(document)
+        if not reload.dry:
+            self.on_end()
+        if self._again and not self.stopping:
+            self._again = False
+            self._begin(lambda document: None, dry=False)
+
+    def stop(self) -> None:
+        """Refuse what runs and begin nothing any more."""
+        self.stopping = True
+        self._again = False
+        if self._running is not None:
+            self._refuse(self._running, [Problem("", "poold is stopping")])
