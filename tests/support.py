@@ -271,6 +271,8 @@ class Daemon:
         launch = [sys.executable, "-c", LAUNCH, ",".join(map(str, fds)), prelude, program, *command[1:]]
         variables = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
         variables |= {"NOTIFY_SOCKET": str(self.notify.path), "LISTEN_FDS": str(len(fds)), "LISTEN_FDNAMES": ":".join(self.passed)}
+        # What an earlier start said is not this one's.
+        self.notify.poll().clear()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 launch,

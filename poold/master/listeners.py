@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from poold.address import Endpoint
+from poold.address import Address, Endpoint
 from poold.log import log
 from poold.master.deadlines import Deadline
 from poold.master.loop import Loop
@@ -50,6 +50,7 @@ class Listening:
     number: int
     family: int
     leaving: bool = False
+    missed: bool = False
     empty: bool = False
     deadline: Deadline | None = None
 
@@ -192,10 +193,17 @@ class Listeners:
         """Return name and address of each open listener."""
         return [{"name": listening.name, "address": address(listening.opened.socket)} for listening in self._open]
 
+    def unreachable(self) -> set[Address]:
+        """Return the addresses whose socket file somebody has removed or replaced; a reload opens them anew."""
+        return {listening.listener.address for listening in self._open if not listening.opened.reachable()}
+
     def measure(self) -> None:
-        """Write down how full the kernel's queues are."""
+        """Write down how full the kernel's queues are, and say which socket file has gone; asked for, never by a tick."""
         cells = self._counters.cells
         for listening in self._open:
+            if not listening.opened.reachable() and not listening.leaving and not listening.missed:
+                listening.missed = True
+                log.warning("socket_file_lost", listener=listening.name, hint="a reload makes it again")
             queued = queue(listening.opened.socket)
             cells[BACKLOG_KNOWN[listening.number]] = queued is not None
             cells[BACKLOG[listening.number]], cells[BACKLOG_LIMIT[listening.number]] = queued or (0, 0)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from poold.address import Scheme
+from poold.address import Address, Scheme
 from poold.errors import Problem
 from poold.settings.schema import Config, Listener
 
@@ -36,15 +36,15 @@ class Plan:
         }
 
 
-def plan(old: Config, new: Config) -> Plan:
-    """Compare two settings."""
-    before = {listener.address: listener for listener in old.listeners}
+def plan(old: Config, new: Config, *, lost: frozenset[Address] = frozenset()) -> Plan:
+    """Compare two settings. A listener whose address is `lost` is open and cannot be reached: it is opened anew."""
+    before = {listener.address: listener for listener in old.listeners if listener.address not in lost}
     after = {listener.address: listener for listener in new.listeners}
     kept = tuple((before[address], listener) for address, listener in after.items() if address in before)
     return Plan(
         new=new,
         opened=tuple(listener for address, listener in after.items() if address not in before),
-        closed=tuple(listener for address, listener in before.items() if address not in after),
+        closed=tuple(listener for listener in old.listeners if listener.address not in after or listener.address in lost),
         kept=kept,
         metrics_moved=old.metrics.listen != new.metrics.listen,
         changes=(*_changes(old, new), *(text for pair in kept for text in _listener_changes(*pair))),

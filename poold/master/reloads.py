@@ -153,7 +153,7 @@ class Reloads:
         """Open and start everything new. Raises ConfigError, OSError, LookupError."""
         parts = self._parts
         old = parts.current
-        steps = reload.plan = plan(old.config, config)
+        steps = reload.plan = plan(old.config, config, lost=frozenset(parts.listeners.unreachable()))
         if steps.problems:
             raise ConfigError(list(steps.problems))
         if reload.dry:
@@ -201,10 +201,10 @@ class Reloads:
             parts.exporters.adopt(None)
         for _, after in steps.kept:
             parts.listeners.change(after)
-        for listener in steps.opened:
-            parts.listeners.add(reload.opened.pop(listener.name), listener)
         for listener in steps.closed:
             parts.listeners.dismiss(listener, seconds=max(new.config.timeouts.drain, EMPTY_SECONDS))
+        for listener in steps.opened:
+            parts.listeners.add(reload.opened.pop(listener.name), listener)
         reload.metrics = None
         cells = parts.counters.cells
         cells[RELOAD_SUCCESSFUL] = 1

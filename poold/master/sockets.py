@@ -31,20 +31,23 @@ class Opened:
     file: tuple[int, int] | None = None
     lent: bool = False
 
+    def reachable(self) -> bool:
+        """Say whether clients still find it: its file may have been removed or replaced."""
+        if self.file is None:
+            return True
+        try:
+            status = os.lstat(self.path)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self.file
+
     def close(self) -> None:
         """Close it, unless it is lent, and remove its file if that is still its own."""
         if self.lent:
             return
         self.socket.close()
-        if self.file is None:
-            return
-        try:
-            status = os.lstat(self.path)
-            if (status.st_dev, status.st_ino) == self.file:
-                os.unlink(self.path)
-        except FileNotFoundError:
-            # Somebody has removed it before.
-            return
+        if self.file is not None and self.reachable():
+            os.unlink(self.path)
 
 
 def open_listener(listener: Listener, passed: Mapping[str, socket.socket]) -> Opened:
