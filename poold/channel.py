@@ -142,8 +142,9 @@ def receive_with(end: socket.socket, size: int) -> tuple[bytes, int | None]:
 def receive_report(end: socket.socket) -> Report | None:
     """Return the next report; None is EOF. Raises BlockingIOError when there is none, ProtocolError, OSError."""
     data, ancillary, flags, _ = end.recvmsg(REPORT_MAX, _CREDENTIALS_SPACE)
-    if not data:
+    if not data and not ancillary:
         return None
+    # A message of no bytes is not the end: it comes with its sender's credentials.
     if flags & socket.MSG_TRUNC or len(data) < _REPORT.size:
         raise ProtocolError(f"a report of {len(data)} bytes or more")
     word, number, session = _REPORT.unpack_from(data)

@@ -129,10 +129,10 @@ def _refuse(error: ConfigError | OSError | LookupError) -> int:
 
 def _places(arguments: argparse.Namespace) -> list[Path]:
     """Return where the daemon may be listening: as told, as set, or wherever one does by default."""
-    from poold.settings import file as settings
-
     if arguments.socket is not None:
         return [arguments.socket]
+    from poold.settings import file as settings
+
     file, text, _ = settings.find(arguments.file, os.environ)
     chosen = settings.load(text, file).control.socket
     return [Path(chosen)] if chosen is not None else settings.control_candidates(os.environ, os.geteuid())

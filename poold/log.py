@@ -172,11 +172,10 @@ def printable(text: str, limit: int = FIELD_MAX) -> str:
 
     A peer's text could otherwise end a line, or move the cursor of whoever reads the log.
     """
-    if len(text) > limit:
-        text = text[:limit] + "…"
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    text = text[: limit + 1]
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _as_text(now: float | None, level: str, event: str, fields: dict[str, Any]) -> str:

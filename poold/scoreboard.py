@@ -139,8 +139,12 @@ PAGE = mmap.PAGESIZE
 def shared_memory(name: str, size: int) -> int:
     """Return a descriptor of a new memory file of this size that only its owner may open again."""
     fd = os.memfd_create(f"poold-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.fchmod(fd, 0o600)
-    os.ftruncate(fd, size)
+    try:
+        os.fchmod(fd, 0o600)
+        os.ftruncate(fd, size)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 

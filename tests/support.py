@@ -5,6 +5,7 @@ port is guessed and nothing sleeps: a test waits for facts, with one generous de
 """
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -146,7 +147,7 @@ class LawKeeper:
         while not self._stop.wait(self._pause):
             try:
                 now = self._fetch()
-            except OSError:
+            except (OSError, http.client.HTTPException):
                 # The daemon is gone, or its exporter is being replaced: the test itself says whether it may be.
                 continue
             self.scrapes += 1
@@ -272,7 +273,7 @@ class Daemon:
         variables = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
         variables |= {"NOTIFY_SOCKET": str(self.notify.path), "LISTEN_FDS": str(len(fds)), "LISTEN_FDNAMES": ":".join(self.passed)}
         # What an earlier start said is not this one's.
-        self.notify.poll().clear()
+        self.notify.messages.clear()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 launch,
@@ -343,7 +344,7 @@ class Daemon:
     def _fetched(self, name: str, **labels: str) -> float | None:
         try:
             return self.metrics().total(name, **labels)
-        except OSError:
+        except (OSError, http.client.HTTPException):
             # The exporter is not there yet, or just now not.
             return None
 

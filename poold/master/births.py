@@ -104,6 +104,18 @@ class Births:
             raise ProtocolError(f"a worker of poold {report.version} under a master of {__version__}")
         self._spawned(child, report.pid)
 
+    def prove(self, child: Child) -> None:
+        """Take the mold's word for a pid if the kernel says that it is a child of ours: a worker that hangs before its BORN."""
+        pid = child.named_pid
+        if child.pid or pid <= 1 or self.table.by_pid(pid) is not None or pid in self.unclaimed:
+            return
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            # Not ours, whatever the mold says.
+            return
+        self._spawned(child, pid)
+
     def _spawned(self, child: Child, pid: int) -> None:
         self.table.born(child, pid)
         self.counters.cells[SPAWNED[Kind.WORKER]] += 1

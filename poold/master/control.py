@@ -74,9 +74,14 @@ class Control:
         if len(silent) >= CLIENTS_MAX:
             self._close(silent[0])
         client = Client(accepted)
+        try:
+            self._loop.watch(accepted, partial(self._read, client))
+        except OSError as error:
+            log.warning("control_refused", uid=uid, error=error.strerror)
+            accepted.close()
+            return
         client.deadline = self._loop.after(CLIENT_SECONDS, partial(self._close, client))
         self._clients.append(client)
-        self._loop.watch(accepted, partial(self._read, client))
 
     def _read(self, client: Client) -> None:
         if client not in self._clients:

@@ -79,30 +79,29 @@ class Exporters:
 
     def _launch(self, settings: Current, listener: Opened) -> Exporter:
         child = self._table.claim(Kind.EXPORTER, generation=settings.generation, now=self._loop.clock())
+        exporter = Exporter(child, listener)
         try:
-            child.channel, pid = self._spawn(settings, listener.socket)
+            child.channel, theirs = socket.socketpair()
+            child.channel.setblocking(False)
+            with theirs:
+                self._loop.watch(child.channel, partial(self._read, exporter))
+                pid = self._spawn(settings, theirs, listener.socket)
         except BaseException:
+            self._ladder.close_channel(child)
             self._table.remove(child)
             raise
         self._table.born(child, pid)
         self._counters.cells[SPAWNED[Kind.EXPORTER]] += 1
-        exporter = self._exporters[child] = Exporter(child, listener)
-        self._loop.watch(child.channel, partial(self._read, exporter))
+        self._exporters[child] = exporter
         log.info("exporter_started", pid=pid)
         return exporter
 
-    def _spawn(self, settings: Current, listener: socket.socket) -> tuple[socket.socket, int]:
+    def _spawn(self, settings: Current, lifeline: socket.socket, listener: socket.socket) -> int:
         counters = read_only(self._counters.fd)
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
         try:
-            fds = {"counters": counters, "lifeline": theirs.fileno(), "listener": listener.fileno()}
-            return ours, self._launcher.exporter(settings, **fds)
-        except BaseException:
-            ours.close()
-            raise
+            fds = {"counters": counters, "lifeline": lifeline.fileno(), "listener": listener.fileno()}
+            return self._launcher.exporter(settings, **fds)
         finally:
-            theirs.close()
             os.close(counters)
 
     def prepare(self, settings: Current, listener: Opened, prepared: Prepared) -> None:

@@ -89,10 +89,14 @@ class Gauges:
         cells = self._counters.cells
         usage = resource.getrusage(resource.RUSAGE_SELF)
         cells[PROCESS_CPU] = int((usage.ru_utime + usage.ru_stime) * 1_000_000)
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            virtual, resident = statm.read().split()[:2]
-        cells[PROCESS_VIRTUAL] = int(virtual) * _PAGE
-        cells[PROCESS_RESIDENT] = int(resident) * _PAGE
-        # One of them is the listing's own.
-        cells[PROCESS_FDS] = len(os.listdir("/proc/self/fd")) - 1
         cells[PROCESS_FDS_MAX] = resource.getrlimit(resource.RLIMIT_NOFILE)[0] & 0xFFFFFFFFFFFFFFFF
+        try:
+            with open("/proc/self/statm", encoding="ascii") as statm:
+                virtual, resident = statm.read().split()[:2]
+            cells[PROCESS_VIRTUAL] = int(virtual) * _PAGE
+            cells[PROCESS_RESIDENT] = int(resident) * _PAGE
+            # One of them is the listing's own.
+            cells[PROCESS_FDS] = len(os.listdir("/proc/self/fd")) - 1
+        except OSError:
+            # No descriptor to look with: all of them are in use.
+            cells[PROCESS_FDS] = cells[PROCESS_FDS_MAX]

@@ -12,6 +12,7 @@ from poold import channel
 from poold.channel import Assignment, Outcome
 from poold.errors import ProtocolError
 from poold.log import log
+from poold.master.births import Throttle
 from poold.master.children import Child, ChildTable, cause_of
 from poold.master.current import Current
 from poold.master.ladder import Ladder
@@ -22,9 +23,8 @@ from poold.words import Cause, Failure, State
 
 # How long a worker may be silent after a connection was sent to it.
 SILENCE = 2.0
-# What a descriptor on its way can fail for besides its receiver (unix(7), sendmsg(2)), and how long to leave it then.
+# What a descriptor on its way can fail for besides its receiver (unix(7), sendmsg(2)).
 SHORTAGES = {errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}
-PAUSE = 0.05
 # A connection that two workers died over is given up: it may be what kills them.
 ATTEMPTS_MAX = 2
 
@@ -42,7 +42,7 @@ class HandOver:
         self._counters = counters
         self._ladder = ladder
         self.waiting: deque[Session] = deque()
-        self._feed_at = 0.0
+        self._throttle = Throttle()
         # The youngest first: its pages are the warmest.
         self.spares: list[Child] = []
 
@@ -57,7 +57,7 @@ class HandOver:
 
     def feed(self) -> None:
         """Give waiting sessions to spares, as far as there are both."""
-        while self.waiting and self.spares and self._loop.clock() >= self._feed_at:
+        while self.waiting and self.spares and self._throttle.open(self._loop.clock()):
             self._give(self.waiting.popleft(), self.spares.pop())
 
     def _give(self, session: Session, child: Child) -> None:
@@ -80,8 +80,7 @@ class HandOver:
         if error.errno in SHORTAGES:
             # The kernel has no room for it, which is not the worker's fault.
             self.spares.append(child)
-            self._feed_at = self._loop.clock() + PAUSE
-            self._loop.at(self._feed_at, lambda: None)
+            self._hold_back()
         else:
             self._ladder.expel(child, None)
 
@@ -102,9 +101,8 @@ class HandOver:
 
     def acknowledged(self, child: Child, number: int) -> None:
         """Take a worker's ACK of session `number`: the connection is its own now, and the channel has done its work."""
-        session = self._session(child, number)
-        if session.acknowledged:
-            raise ProtocolError(f"a second acknowledgement of session {number}")
+        session = self._unacknowledged(child, number)
+        self._throttle.succeeded()
         self._counters.observe(HANDOVER_SECONDS, self._loop.clock() - session.accepted_at)
         self._sessions.acknowledge(session)
         if not child.leaving:
@@ -114,23 +112,30 @@ class HandOver:
 
     def executing(self, child: Child, number: int) -> None:
         """Take a worker's EXEC: the end of its channel will say that the program runs, which may have to come from a slow disk."""
-        self._session(child, number).executing = True
+        self._unacknowledged(child, number).executing = True
         self._ladder.within(child, self._current.config.timeouts.startup, partial(self._silent, child))
 
     def not_executed(self, child: Child, number: int, error: int) -> None:
         """Take a worker's NOEXEC: the program cannot be started, and another worker could not start it either."""
-        session = self._session(child, number)
+        session = self._unacknowledged(child, number)
         log.error("exec_failed", session=number, command=(self._current.config.server.command or ("",))[0], errno=error)
         session.executing = False
         session.decide(Cause.EXIT)
 
     def refused(self, child: Child, number: int, error: int) -> None:
-        """Take a worker's NACK: the connection did not reach it."""
-        session = self._session(child, number)
-        log.warning("handover_refused", pid=child.pid, session=number, errno=error)
+        """Take a worker's NACK: the connection did not reach it, which is no attempt. Should that go on, it goes on more slowly."""
+        session = self._unacknowledged(child, number)
+        log.warning("handover_refused", pid=child.pid, session=number, errno=errno.errorcode.get(error))
+        session.attempts -= 1
         child.session = None
         self.waiting.appendleft(session)
+        self._hold_back()
         self._ladder.expel(child, Failure.EXIT)
+
+    def _hold_back(self) -> None:
+        """Hand nothing over for a while, twice as long each time until a connection is acknowledged."""
+        self._throttle.failed(self._loop.clock())
+        self._loop.at(self._throttle.until, lambda: None)
 
     def done(self, child: Child, number: int, outcome: int) -> None:
         """Take a worker's DONE: the session has ended, the worker goes on."""
@@ -141,6 +146,12 @@ class HandOver:
         self._table.done(child)
         if child.state is State.SPARE:
             self.spares.append(child)
+
+    def _unacknowledged(self, child: Child, number: int) -> Session:
+        session = self._session(child, number)
+        if session.acknowledged:
+            raise ProtocolError(f"session {number} has been acknowledged")
+        return session
 
     def _session(self, child: Child, number: int) -> Session:
         if child.session is None or child.session.id != number:

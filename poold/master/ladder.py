@@ -40,7 +40,7 @@ class Ladder:
     def close_channel(self, child: Child) -> None:
         """Close our end of the child's channel: EOF, the word for leave."""
         if child.channel is not None:
-            self._loop.unwatch(child.channel)
+            self._loop.forget(child.channel)
             child.channel.close()
             child.channel = None
 

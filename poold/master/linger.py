@@ -30,14 +30,14 @@ class Linger:
             if message:
                 refused.send(message, socket.MSG_NOSIGNAL)
             refused.shutdown(socket.SHUT_WR)
+            self._loop.watch(refused, partial(self._discard, refused))
         except OSError:
-            # The client has gone already, or its window is shut: it cannot be told.
+            # The client has gone already, its window is shut, or it cannot be watched: it has had what it could get.
             refused.close()
             return
         if len(self._open) >= LINGER_MAX:
             self._close(next(iter(self._open)))
         self._open[refused] = self._loop.after(LINGER_SECONDS, partial(self._close, refused))
-        self._loop.watch(refused, partial(self._discard, refused))
 
     def _discard(self, refused: socket.socket) -> None:
         if refused not in self._open:

@@ -78,8 +78,8 @@ class Listeners:
         """Take over an open socket. Raises LookupError when too many names have been used."""
         listening = Listening(opened, listener, self._counters.listener(listener.name), int(opened.socket.family))
         self._open.append(listening)
-        if self._watched:
-            self._loop.watch(opened.socket, partial(self._accept, listening))
+        # The gate opens again in this turn, and watches this one too.
+        self.gate(False)
         log.info("listening", listener=listening.name, address=address(opened.socket))
         most = None if opened.lent else somaxconn()
         if most is not None and listener.backlog > most:
@@ -146,13 +146,18 @@ class Listeners:
         cells = self._counters.cells
         cells[ACCEPTING] = open
         cells[NOT_ACCEPTING_SINCE] = 0 if open else int(self._loop.clock() * 1_000_000)
-        for listening in self._open:
-            if open:
-                self._loop.watch(listening.opened.socket, partial(self._accept, listening))
-            else:
-                self._loop.unwatch(listening.opened.socket)
+        if not open:
+            for listening in self._open:
+                self._loop.forget(listening.opened.socket)
+            return
         # Whoever came first last time comes last now: with room for one only, one busy listener would always get it.
         self._open = self._open[1:] + self._open[:1]
+        try:
+            for listening in self._open:
+                self._loop.watch(listening.opened.socket, partial(self._accept, listening))
+        except OSError as error:
+            log.warning("accept_error", listener=listening.name, errno=errno.errorcode.get(error.errno or 0), pause_seconds=PAUSE)
+            self._pause()
 
     def _accept(self, listening: Listening) -> None:
         for _ in range(ACCEPTS_MAX):
@@ -184,10 +189,14 @@ class Listeners:
         if number in PASSING:
             return True
         log.warning("accept_error", listener=listening.name, errno=name, pause_seconds=PAUSE)
+        self._pause()
+        return False
+
+    def _pause(self) -> None:
+        """Leave the listeners alone for a moment."""
         self._pause_until = self._loop.clock() + PAUSE
         self._loop.at(self._pause_until, lambda: None)
         self.gate(False)
-        return False
 
     def describe(self) -> list[dict[str, str]]:
         """Return name and address of each open listener."""
@@ -217,8 +226,7 @@ class Listeners:
         self._open.remove(listening)
         if listening.deadline is not None:
             listening.deadline.cancel()
-        if self._watched:
-            self._loop.unwatch(listening.opened.socket)
+        self._loop.forget(listening.opened.socket)
         listening.opened.close()
         self._counters.cells[BACKLOG_KNOWN[listening.number]] = 0
         log.info("listener_closed", listener=listening.name)

@@ -40,12 +40,17 @@ class Loop:
         self.errors = 0
 
     def watch(self, fileobj: Any, callback: Callback) -> None:
-        """Call `callback` whenever the descriptor is readable or at its end."""
+        """Call `callback` whenever the descriptor is readable or at its end. Raises OSError (epoll_ctl(2))."""
         self._selector.register(fileobj, selectors.EVENT_READ, callback)
 
     def unwatch(self, fileobj: Any) -> None:
         """Stop watching; always before the descriptor is closed, because epoll would go on reporting the number (epoll(7))."""
         self._selector.unregister(fileobj)
+
+    def forget(self, fileobj: Any) -> None:
+        """Stop watching, if it was watched at all."""
+        if fileobj.fileno() in self._selector.get_map():
+            self._selector.unregister(fileobj)
 
     def at(self, when: float, callback: Callback) -> Deadline:
         """Call `callback` at `when` by this loop's clock."""

@@ -25,6 +25,8 @@ from poold.words import Failure, Kind, State
 
 # How long a mold may leave an order unanswered.
 SILENCE = 2.0
+# Reads of a dead mold's channel.
+HEARD_MAX = 64
 
 # Told how a prepared mold turned out: None, or why it cannot be used.
 Prepared = Callable[[str | None], object]
@@ -86,25 +88,21 @@ class Molds:
 
     def _launch(self, settings: Current) -> Mold:
         child = self._table.claim(Kind.MOLD, generation=settings.generation, now=self._loop.clock())
-        ours, theirs = None, None
+        mold = Mold(child, settings)
         try:
-            ours, theirs = channel.pair()
-            pid = self._launcher.mold(settings, channel=theirs.fileno(), **self._pages)
+            child.channel, theirs = channel.pair()
+            with theirs:
+                self._loop.watch(child.channel, partial(self._read, mold))
+                pid = self._launcher.mold(settings, channel=theirs.fileno(), **self._pages)
         except BaseException:
+            self._ladder.close_channel(child)
             self._table.remove(child)
-            if ours is not None:
-                ours.close()
             raise
-        finally:
-            if theirs is not None:
-                theirs.close()
-        child.channel = ours
         self._table.born(child, pid)
         cells = self._counters.cells
         cells[SPAWNED[Kind.MOLD]] += 1
         cells[MOLD_STARTS] += 1
-        mold = self._molds[child] = Mold(child, settings)
-        self._loop.watch(ours, partial(self._read, mold))
+        self._molds[child] = mold
         self._ladder.within(child, settings.config.timeouts.import_, partial(self._too_slow, mold))
         log.info("mold_started", pid=pid, generation=child.generation)
         return mold
@@ -141,6 +139,14 @@ class Molds:
             self._ladder.within(mold.child, SILENCE, partial(self._silent, mold))
         return mold.child
 
+    def hear_out(self, child: Child) -> None:
+        """Read all that a mold whose exit was seen still has to say: why it failed, or whom it has cloned."""
+        # A dead mold's channel holds a bounded number of words, and then its end (socket(7), SO_SNDBUF).
+        for _ in range(HEARD_MAX):
+            if child.channel is None:
+                return
+            self._read(self._molds[child])
+
     def _read(self, mold: Mold) -> None:
         for _ in range(channel.READS_MAX):
             if mold.child.channel is None:
@@ -158,7 +164,7 @@ class Molds:
             if report is None:
                 # Its exit is on its way; should it only have closed its end, it is of no use any more.
                 self._close(mold)
-                if not mold.child.leaving:
+                if not mold.child.leaving and not mold.child.exiting:
                     self._ladder.expel(mold.child, None)
                 return
             self._on_report(mold, report)

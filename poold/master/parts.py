@@ -93,6 +93,7 @@ class Parts:
             launcher=launcher,
         )
         self.exporters = Exporters(current=current, loop=loop, table=table, ladder=ladder, counters=counters, launcher=launcher)
+        self.reaper.hear_out[Kind.MOLD] = self.molds.hear_out
         self.reaper.on_exit = {Kind.MOLD: self.molds.exited, Kind.EXPORTER: self.exporters.exited}
         self.control: Control | None = None
 

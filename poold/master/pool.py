@@ -80,7 +80,7 @@ class Pool:
     def advance(self) -> None:
         """Do what the facts ask for: feed waiting sessions, order workers for the rest, retire spares that are too many."""
         self._handover.feed()
-        wanted = len(self._handover.waiting) - self._coming()
+        wanted = len(self._handover.waiting) - len(self._handover.spares) - self._coming()
         self._order(min(wanted, self._orders_left(), ORDERS_MAX))
         surplus = len(self._handover.spares) - (0 if self.draining else self._current.config.pool.max_spare)
         for _ in range(min(surplus, ORDERS_MAX)):
@@ -106,16 +106,16 @@ class Pool:
             self._table.remove(child)
             self._failed(error.errno or 0, "no descriptors for a channel")
             return False
+        child.channel = ours
         with theirs:
             try:
+                self._loop.watch(ours, partial(self.read, child))
                 child.mold = self.send_order(child.slot, child.incarnation, theirs.fileno())
             except OSError as error:
-                ours.close()
+                self._ladder.close_channel(child)
                 self._table.remove(child)
                 self._failed(error.errno or 0, "the mold cannot be reached")
                 return False
-        child.channel = ours
-        self._loop.watch(ours, partial(self.read, child))
         self._births.begin(child)
         timeouts, preload = self._current.config.timeouts, self._current.config.pool.preload
         self._ladder.within(child, timeouts.startup + (0 if preload else timeouts.import_), partial(self._not_ready, child))
@@ -145,6 +145,7 @@ class Pool:
         self._table.remove(child)
 
     def _not_ready(self, child: Child) -> None:
+        self._births.prove(child)
         log.warning("worker_not_ready", pid=child.pid or None, seconds=self._loop.clock() - child.claimed_at)
         if child.pid:
             self._ladder.expel(child, Failure.STILLBORN)
@@ -175,7 +176,6 @@ class Pool:
 
     def hear_out(self, child: Child) -> None:
         """Read all that a worker whose exit was seen still has to say: a session that was served must not be served twice."""
-        child.exiting = True
         while self.read(child):
             # A zombie's channel holds a bounded number of words (socket(7), SO_SNDBUF).
             continue

@@ -45,7 +45,8 @@ class Reaper:
         self._ladder = ladder
         self._counters = counters
         self._activity = activity
-        # What is to be done when a child of another kind than worker has gone.
+        # By kind: reads what a child whose exit was seen has said last; what is to be done when it has gone.
+        self.hear_out: dict[Kind, Callable[[Child], object]] = {Kind.WORKER: pool.hear_out}
         self.on_exit: dict[Kind, Callable[[Child, Exit], object]] = {}
 
     def reap(self) -> bool:
@@ -69,7 +70,7 @@ class Reaper:
                 self._pool.read(starting)
             child = self._table.by_pid(pid)
         if child is not None:
-            self._pool.hear_out(child)
+            self._hear_out(child)
             self._ladder.sweep(child)
         _, status, usage = os.wait4(pid, 0)
         exit = Exit(pid, os.waitstatus_to_exitcode(status), usage)
@@ -77,6 +78,11 @@ class Reaper:
             self._settle(child, exit)
         else:
             self._births.exited(exit)
+
+    def _hear_out(self, child: Child) -> None:
+        child.exiting = True
+        if child.kind in self.hear_out:
+            self.hear_out[child.kind](child)
 
     def match(self) -> None:
         """Find out to whom the exits belong that had no row when they were taken."""
@@ -97,7 +103,7 @@ class Reaper:
                 os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 log.error("exit_status_lost", kind=child.kind, pid=child.pid)
-                self._pool.hear_out(child)
+                self._hear_out(child)
                 self._settle(child, Exit(child.pid, None, None))
 
     def _settle(self, child: Child, exit: Exit) -> None:

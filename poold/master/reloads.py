@@ -113,10 +113,10 @@ class Reloads:
     def _try(self, reload: Reload, text: bytes) -> None:
         """Start the trial of these bytes. Raises OSError."""
         parts = self._parts
-        child = parts.table.claim(Kind.TRIAL, generation=parts.current.generation, now=parts.loop.clock())
         given = memory_file("text", text)
-        reload.verdict = memory_file("verdict")
+        child = parts.table.claim(Kind.TRIAL, generation=parts.current.generation, now=parts.loop.clock())
         try:
+            reload.verdict = memory_file("verdict")
             pid = parts.launcher.trial(str(self._file) if self._file else None, text=given, result=reload.verdict)
         except OSError:
             parts.table.remove(child)

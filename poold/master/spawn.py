@@ -67,8 +67,12 @@ class Launcher:
 def memory_file(name: str, data: bytes = b"") -> int:
     """Return a descriptor of a memory file with this content, to be read from its start; the caller closes it."""
     fd = shared_memory(name, 0)
-    os.write(fd, data)
-    os.lseek(fd, 0, os.SEEK_SET)
+    try:
+        os.write(fd, data)
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 

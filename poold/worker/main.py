@@ -109,6 +109,8 @@ class Worker:
         birth = self._birth
         for number in birth.altered:
             signal.signal(number, signal.SIG_DFL)
+        # The handler's import may have set one, which would be shared with the mold.
+        signal.set_wakeup_fd(-1)
         os.setsid()
         if not sandbox.die_with(birth.master):
             os._exit(0)
@@ -120,9 +122,16 @@ class Worker:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         set_title("spare")
         if not self._settings["preload"]:
-            self._serve = adapters.load(self._settings)
+            self._import()
             gc.freeze()
         self._say(channel.report(Word.READY))
+
+    def _import(self) -> None:
+        try:
+            self._serve = adapters.load(self._settings)
+        except BaseException as error:  # user code may raise anything; the worker is stillborn, and this says why
+            log.error("handler_import_failed", reason=f"{type(error).__name__}: {error}", traceback=trace(error))
+            os._exit(1)
 
     def run(self) -> int:
         """Serve what is handed over until the master closes the channel or the last connection is served; return the exit status."""

@@ -1,0 +1,1 @@
+"""Campaigns: longer than a test, bounded, each a command of its own."""
