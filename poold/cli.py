@@ -1,15 +1,19 @@
 """The command line: one function a command. Each returns an exit status; what a peer can influence is printed escaped."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poold import __version__
 from poold.errors import ConfigError, ExitCode
 from poold.log import log
+
+if TYPE_CHECKING:
+    from poold.master.signals import Inbox
 
 # A command waits for a reload as long as its parts may take: the trial, the handler's import, the exporter's start.
 RELOAD_SECONDS = 900.0
@@ -69,6 +73,34 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the master in the foreground until it is told to stop."""
+    from poold import systemd
+    from poold.master.signals import Inbox
+
+    try:
+        passed = systemd.listen_fds(os.environ)
+    except ConfigError as error:
+        return _refuse(error)
+    # Early: a signal that comes while the rest is loaded is acted on when there is somebody to act.
+    inherit_nothing()
+    inbox = Inbox()
+    inbox.open()
+    code = _run(arguments, inbox, passed)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    # Not through the interpreter's own end, which gives signals their default dispositions back before the process is gone.
+    os._exit(code)
+
+
+def inherit_nothing() -> None:
+    """Let no descriptor that this process was started with reach a child, besides the standard streams."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):  # that of the listing is closed by now
+                os.set_inheritable(int(name), False)
+
+
+def _run(arguments: argparse.Namespace, inbox: "Inbox", passed: list[tuple[str, int]]) -> int:
     # Not needed by the commands that only ask: pydantic alone takes longer to load than they take to answer.
     from poold.master.main import Master
     from poold.settings import file as settings
@@ -80,18 +112,16 @@ def run(arguments: argparse.Namespace) -> int:
         if loaded.config.control.socket is None:
             settings.make_control_folder(control, os.geteuid())
         found = people(loaded.config.server)
+        log.configure(format=loaded.config.log.format, level=loaded.config.log.level)
+        for warning in loaded.warnings:
+            log.warning("settings_warning", message=warning)
+        log.info("settings_read", file=loaded.file or "built-in defaults")
+        # From here on nothing depends on where it was started, or on who may write there.
+        os.chdir("/")
+        os.umask(0o077)
+        master = Master(loaded.config, found, inbox=inbox, passed=passed, file=loaded.file, control=str(control), environ=os.environ)
+        return master.run()
     except (ConfigError, OSError, LookupError) as error:
-        return _refuse(error)
-    log.configure(format=loaded.config.log.format, level=loaded.config.log.level)
-    for warning in loaded.warnings:
-        log.warning("settings_warning", message=warning)
-    log.info("settings_read", file=loaded.file or "built-in defaults")
-    # From here on nothing depends on where it was started, or on who may write there.
-    os.chdir("/")
-    os.umask(0o077)
-    try:
-        return Master(loaded.config, found, file=loaded.file, control=str(control), environ=os.environ).run()
-    except ConfigError as error:
         return _refuse(error)
 
 

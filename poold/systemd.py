@@ -8,6 +8,8 @@ import os
 import socket
 from collections.abc import MutableMapping
 
+from poold.errors import ConfigError, Problem
+
 FIRST_FD = 3
 
 
@@ -30,11 +32,18 @@ def notify(address: str, **fields: str | int) -> bool:
 def listen_fds(environ: MutableMapping[str, str]) -> list[tuple[str, int]]:
     """Return the passed descriptors as (name, number), and take the variables away so that no child ever sees them.
 
-    Sockets meant for another process (LISTEN_PID) are not ours. Nothing is known of the descriptors yet, not even that they are
-    open; to be called before this process opens any of its own.
+    Sockets meant for another process (LISTEN_PID) are not ours. Raises ConfigError for a descriptor that is not open; to be called
+    before this process opens any of its own, which would take its number.
     """
     pid, count, names = (environ.pop(key, "") for key in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
     if not pid.isdigit() or int(pid) != os.getpid() or not count.isdigit():
         return []
     given = names.split(":") if names else []
-    return [(given[index] if index < len(given) and given[index] else "unknown", FIRST_FD + index) for index in range(int(count))]
+    passed = [(given[index] if index < len(given) and given[index] else "unknown", FIRST_FD + index) for index in range(int(count))]
+    for name, fd in passed:
+        try:
+            os.fstat(fd)
+        except OSError as error:
+            message = f"the passed descriptor {fd} ({name}) cannot be used: {error.strerror}; a listening stream socket is needed"
+            raise ConfigError([Problem("", message)]) from error
+    return passed

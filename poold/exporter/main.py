@@ -10,6 +10,7 @@ import io
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -33,8 +34,11 @@ HEALTH_SECONDS = 2.0
 NOT_READY_AFTER = 5.0
 # One scraper's whole request and answer; more scrapers than this at once are turned away.
 REQUEST_SECONDS = 5.0
-CLIENTS_MAX = 8
+CLIENTS_MAX = 16
+# How long scrapes that have begun may take when the master asks this process to leave.
+GOODBYE_SECONDS = 1.0
 REQUEST_MAX = 8192
+BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class Lifeline:
@@ -62,10 +66,17 @@ class Lifeline:
 
     def listen(self) -> None:
         """Take answers until the master is gone."""
-        while answers := self._end.recv(4096):
+        while answers := self._receive():
             with self._condition:
                 self._answered += len(answers)
                 self._condition.notify_all()
+
+    def _receive(self) -> bytes:
+        try:
+            return self._end.recv(4096)
+        except ConnectionResetError:
+            # The master has gone with a question unread: an end all the same.
+            return b""
 
 
 class Exporter:
@@ -96,19 +107,42 @@ class Exporter:
         return since > 0 and time.monotonic() - since < NOT_READY_AFTER
 
     def serve(self, listener: socket.socket) -> None:
-        """Answer scrapers for ever, each in a thread, a few at a time."""
-        listener.setblocking(True)
+        """Answer scrapers for ever, each in a thread, a few at a time.
+
+        The listener does not block, because another exporter may accept from it too while one takes the other's place.
+        """
+        listener.setblocking(False)
+        readable = select.poll()
+        readable.register(listener, select.POLLIN)
         while True:
+            readable.poll()
             try:
-                client, _ = listener.accept()
+                self._take(listener)
+            except BlockingIOError:
+                # Somebody else was faster.
+                continue
             except OSError as error:
                 log.warning("accept_error", listener="metrics", error=error.strerror)
                 time.sleep(0.1)  # this process has nothing else to do, and no descriptor to do it with
-                continue
-            if not self._places.acquire(blocking=False):
-                client.close()
-                continue
-            threading.Thread(target=self._answer, args=(client,), daemon=True).start()
+
+    def _take(self, listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        if not self._places.acquire(blocking=False):
+            _turn_away(client)
+            return
+        threading.Thread(target=self._answer, args=(client,), daemon=True).start()
+
+    def finish(self, listener: socket.socket) -> None:
+        """Answer who has come by now, within a second."""
+        until = time.monotonic() + GOODBYE_SECONDS
+        try:
+            while time.monotonic() < until:
+                self._take(listener)
+        except OSError:
+            # Nobody waits any more, or nobody can be let in: those who are in remain.
+            pass
+        for _ in range(CLIENTS_MAX):
+            self._places.acquire(timeout=max(0.0, until - time.monotonic()))
 
     def _answer(self, client: socket.socket) -> None:
         # A deadline for the whole exchange, whatever comes byte by byte: the shutdown wakes whoever waits for the scraper.
@@ -125,6 +159,16 @@ class Exporter:
         finally:
             timer.cancel()
             self._places.release()
+
+
+def _turn_away(client: socket.socket) -> None:
+    with client:
+        try:
+            client.settimeout(0)
+            client.send(BUSY, socket.MSG_NOSIGNAL)
+        except OSError:
+            # It has gone, or takes nothing: it is told by the end of the connection.
+            return
 
 
 def _shut(client: socket.socket) -> None:
@@ -160,6 +204,8 @@ class Request(BaseHTTPRequestHandler):
 
     server_version = f"poold/{__version__}"
     sys_version = ""
+    # The standard library's is HTTP/0.9, whose answers have no status.
+    default_request_version = "HTTP/1.0"
 
     def __init__(self, client: socket.socket, address: str, exporter: Exporter) -> None:
         self._exporter = exporter
@@ -190,6 +236,8 @@ class Request(BaseHTTPRequestHandler):
     def setup(self) -> None:
         """Make the files, and bound what is read of one request."""
         super().setup()
+        # What an answer is made from, also to what turns out to be no request.
+        self.requestline, self.command, self.request_version = "", "", "HTTP/1.0"
         self.rfile = Bounded(self.rfile)  # type: ignore[assignment]  # all that http.server asks of it is readline and close
 
     def handle(self) -> None:
@@ -234,4 +282,5 @@ def main() -> None:
     # The first question tells the master that scrapes are answered from now on.
     threading.Thread(target=lifeline.ask, args=(HEALTH_SECONDS,), daemon=True).start()
     lifeline.listen()
+    exporter.finish(listener)
     os._exit(0)

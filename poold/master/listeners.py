@@ -87,26 +87,24 @@ class Listeners:
 
     def change(self, listener: Listener) -> None:
         """Give the open listener of this address its other settings."""
-        listening = self._at(listener)
-        if listening is None or listening.listener == listener:
-            return
-        listening.listener = listener
-        listening.number = self._counters.listener(listener.name)
-        try:
-            retune(listening.opened, listener)
-        except (OSError, KeyError) as error:
-            log.warning("listener_not_changed", listener=listening.name, error=str(error))
+        for listening in self._at(listener):
+            if listening.listener == listener:
+                continue
+            listening.listener = listener
+            listening.number = self._counters.listener(listener.name)
+            try:
+                retune(listening.opened, listener)
+            except (OSError, KeyError) as error:
+                log.warning("listener_not_changed", listener=listening.name, error=str(error))
 
     def dismiss(self, listener: Listener, *, seconds: float) -> None:
         """Close the listener of this address once its queue is empty, and in so many seconds at the latest; a lent one at once."""
-        listening = self._at(listener)
-        if listening is None:
-            return
-        if listening.opened.lent:
-            self._close(listening)
-            return
-        listening.leaving = True
-        listening.deadline = self._loop.after(seconds, partial(self._close, listening))
+        for listening in self._at(listener):
+            if listening.opened.lent:
+                self._close(listening)
+            else:
+                listening.leaving = True
+                listening.deadline = self._loop.after(seconds, partial(self._close, listening))
 
     def drain(self, *, seconds: float) -> None:
         """Close every listener like that, but the lent ones: they are served as long as the drain lasts."""
@@ -133,9 +131,8 @@ class Listeners:
     def _unsettled(self) -> list[Listening]:
         return [listening for listening in self._open if listening.leaving or (self._draining and not listening.empty)]
 
-    def _at(self, listener: Listener) -> Listening | None:
-        found = (listening for listening in self._open if listening.listener.address == listener.address and not listening.leaving)
-        return next(found, None)
+    def _at(self, listener: Listener) -> list[Listening]:
+        return [listening for listening in self._open if listening.listener.address == listener.address and not listening.leaving]
 
     def gate(self, open: bool) -> None:
         """Watch the listeners, or stop; again changes nothing."""

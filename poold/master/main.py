@@ -5,13 +5,14 @@ Own the parts; decide nothing that a part can decide; wait nowhere but in the lo
 
 import os
 import signal
+import socket
 import time
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from poold import __version__, sandbox, systemd
+from poold import __version__, sandbox
 from poold.errors import ExitCode, InternalError
 from poold.log import log, trace
 from poold.master import sockets
@@ -46,15 +47,27 @@ ACCEPTING = (Phase.RUNNING, Phase.DRAINING)
 class Master:
     """The one process that owns listening sockets, signals and the child table."""
 
-    def __init__(self, config: Config, people: People, *, file: Path | None, control: str, environ: MutableMapping[str, str]) -> None:
-        """Take the settings and the file they come from, and where to listen for commands.
+    def __init__(
+        self,
+        config: Config,
+        people: People,
+        *,
+        inbox: Inbox,
+        passed: Iterable[tuple[str, int]],
+        file: Path | None,
+        control: str,
+        environ: MutableMapping[str, str],
+    ) -> None:
+        """Take the settings and the file they come from, signals that are noted already, and the path of the control socket.
 
-        systemd's variables are removed from `environ`. Raises ConfigError for a passed descriptor that is none of its use.
+        `passed` are names and numbers of descriptors from the service manager, whose other variables are removed from `environ`.
+        Raises ConfigError for a descriptor that is of no use.
         """
-        # First of all: until they are looked at, nothing else may take the numbers that were passed.
-        self._passed = {name: sockets.adopt(name, fd) for name, fd in systemd.listen_fds(environ)}
+        self._passed: dict[str, list[socket.socket]] = {}
+        for name, fd in passed:
+            self._passed.setdefault(name, []).append(sockets.adopt(name, fd))
         self._control_path = control
-        self._inbox = Inbox()
+        self._inbox = inbox
         self._loop = Loop(self._inbox, self._on_signals, self._on_idle)
         self._manager = Manager(environ, self._loop)
         self._parts = Parts(config, people, self._loop, environ)
@@ -74,7 +87,6 @@ class Master:
 
     def run(self) -> ExitCode:
         """Serve until told to stop; return the exit status. Raises ConfigError when a socket cannot be opened."""
-        self._inbox.open()
         try:
             self._start()
             while self._phase is not Phase.STOPPED:

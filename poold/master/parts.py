@@ -28,6 +28,9 @@ from poold.settings.people import People
 from poold.settings.schema import Config
 from poold.words import Kind
 
+# How long a start waits for another one that makes its socket files in the same folder.
+LOCK_PATIENCE = 5.0
+
 
 @dataclass(slots=True)
 class Memories:
@@ -97,12 +100,13 @@ class Parts:
         self.reaper.on_exit = {Kind.MOLD: self.molds.exited, Kind.EXPORTER: self.exporters.exited}
         self.control: Control | None = None
 
-    def open(self, *, passed: Mapping[str, socket.socket], control_path: str, verbs: Mapping[str, Verb]) -> None:
+    def open(self, *, passed: Mapping[str, list[socket.socket]], control_path: str, verbs: Mapping[str, Verb]) -> None:
         """Open every socket that the settings ask for. Raises ConfigError; what was open by then is for `close`."""
         config = self.current.config
         for listener in config.listeners:
-            self.listeners.add(sockets.open_listener(listener, passed), listener)
-        self.control = Control(loop=self.loop, opened=sockets.open_control(control_path), verbs=verbs)
+            for opened in sockets.open_listener(listener, passed, patience=LOCK_PATIENCE):
+                self.listeners.add(opened, listener)
+        self.control = Control(loop=self.loop, opened=sockets.open_control(control_path, patience=LOCK_PATIENCE), verbs=verbs)
         if config.metrics.listen is not None:
             self.exporters.listener = sockets.open_metrics(config.metrics.listen)
             log.info("metrics_listening", address=sockets.address(self.exporters.listener.socket))

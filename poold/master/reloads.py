@@ -54,7 +54,7 @@ class Reload:
     verdict: int = -1
     next: Current | None = None
     plan: Plan | None = None
-    opened: dict[str, Opened] = field(default_factory=dict)
+    opened: dict[str, list[Opened]] = field(default_factory=dict)
     metrics: Opened | None = None
     # What has yet to be ready before it can be applied.
     awaited: set[str] = field(default_factory=set)
@@ -63,7 +63,9 @@ class Reload:
 class Reloads:
     """Runs reloads, one at a time."""
 
-    def __init__(self, parts: Parts, *, file: Path | None, passed: Mapping[str, socket.socket], wall_clock: Callable[[], float]) -> None:
+    def __init__(
+        self, parts: Parts, *, file: Path | None, passed: Mapping[str, list[socket.socket]], wall_clock: Callable[[], float]
+    ) -> None:
         self._parts = parts
         self._file = file
         self._passed = passed
@@ -204,7 +206,8 @@ class Reloads:
         for listener in steps.closed:
             parts.listeners.dismiss(listener, seconds=max(new.config.timeouts.drain, EMPTY_SECONDS))
         for listener in steps.opened:
-            parts.listeners.add(reload.opened.pop(listener.name), listener)
+            for opened in reload.opened.pop(listener.name):
+                parts.listeners.add(opened, listener)
         reload.metrics = None
         cells = parts.counters.cells
         cells[RELOAD_SUCCESSFUL] = 1
@@ -218,7 +221,7 @@ class Reloads:
         parts = self._parts
         parts.molds.discard()
         parts.exporters.discard()
-        for opened in reload.opened.values():
+        for opened in (each for several in reload.opened.values() for each in several):
             opened.close()
         if reload.metrics is not None and reload.metrics is not parts.exporters.listener:
             reload.metrics.close()

@@ -36,7 +36,8 @@ class Inbox:
                 signal.signal(number, signal.SIG_DFL)
             else:
                 signal.signal(number, self._note)
-        faulthandler.enable()
+        # By number: where standard error was closed at the start, Python has no object for it.
+        faulthandler.enable(2)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def _note(self, signum: int, frame: object) -> None:

@@ -8,8 +8,10 @@ import fcntl
 import grp
 import os
 import pwd
+import select
 import socket
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,9 @@ from dataclasses import dataclass
 from poold.address import Address, Scheme
 from poold.errors import ConfigError, Problem
 from poold.settings.schema import Listener
+
+# How often a lock that another poold holds for a moment is tried again, in seconds.
+LOCK_EVERY = 0.01
 
 
 @dataclass(slots=True)
@@ -50,22 +55,31 @@ class Opened:
             os.unlink(self.path)
 
 
-def open_listener(listener: Listener, passed: Mapping[str, socket.socket]) -> Opened:
-    """Open what a `[[listener]]` asks for. Raises ConfigError naming the address."""
+def open_listener(listener: Listener, passed: Mapping[str, list[socket.socket]], *, patience: float = 0.0) -> list[Opened]:
+    """Open what a `[[listener]]` asks for; only a service manager may have passed several. Raises ConfigError naming the address.
+
+    `patience` is how many seconds another process may hold the lock of a socket file's folder.
+    """
     address = listener.address
     try:
         if address.scheme is Scheme.SYSTEMD:
-            opened = Opened(_passed(address.name, passed), lent=True)
+            opened = [Opened(each, lent=True) for each in _passed(address.name, passed)]
         elif address.scheme is Scheme.UNIX:
-            opened = open_unix(address.path, mode=listener.mode, owner=listener.owner, group=listener.group, backlog=listener.backlog)
+            opened = [_unix(listener, patience)]
         else:
-            opened = Opened(_tcp(listener))
+            opened = [Opened(_tcp(listener))]
     except (OSError, ValueError, KeyError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError([Problem("listener.address", f"cannot listen on {address}: {reason}")]) from error
-    opened.socket.setblocking(False)
-    tune(opened, listener)
+    for each in opened:
+        each.socket.setblocking(False)
+        tune(each, listener)
     return opened
+
+
+def _unix(listener: Listener, patience: float) -> Opened:
+    path = listener.address.path
+    return open_unix(path, mode=listener.mode, owner=listener.owner, group=listener.group, backlog=listener.backlog, patience=patience)
 
 
 def open_metrics(address: Address) -> Opened:
@@ -78,10 +92,10 @@ def open_metrics(address: Address) -> Opened:
         raise ConfigError([Problem("metrics.listen", f"cannot listen on {address}: {error.strerror}")]) from error
 
 
-def open_control(path: str) -> Opened:
+def open_control(path: str, *, patience: float) -> Opened:
     """Open the control socket. Raises ConfigError naming the path."""
     try:
-        return open_unix(path, mode=0o600, backlog=64)
+        return open_unix(path, mode=0o600, backlog=64, patience=patience)
     except OSError as error:
         raise ConfigError([Problem("control.socket", f"cannot listen on {path}: {error.strerror}")]) from error
 
@@ -155,7 +169,7 @@ def retune(opened: Opened, listener: Listener) -> None:
         os.chmod(opened.path, listener.mode)
 
 
-def _passed(name: str, passed: Mapping[str, socket.socket]) -> socket.socket:
+def _passed(name: str, passed: Mapping[str, list[socket.socket]]) -> list[socket.socket]:
     if name not in passed:
         known = ", ".join(sorted(passed)) or "none"
         raise ValueError(f"no socket named {name!r} was passed (passed: {known}); name it with FileDescriptorName= in the .socket unit")
@@ -185,11 +199,11 @@ def adopt(name: str, fd: int) -> socket.socket:
     return passed
 
 
-def open_unix(path: str, *, mode: int, backlog: int, owner: str | None = None, group: str | None = None) -> Opened:
+def open_unix(path: str, *, mode: int, backlog: int, owner: str | None = None, group: str | None = None, patience: float = 0.0) -> Opened:
     """Listen on a socket file that only its mode opens to others. Raises OSError; EADDRINUSE where another process listens."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _locked(os.path.dirname(path)):
+        with _locked(os.path.dirname(path), patience):
             _remove_stale(path)
             # Nobody may connect before owner and mode are right, so it begins with no rights at all.
             before = os.umask(0o777)
@@ -208,11 +222,22 @@ def open_unix(path: str, *, mode: int, backlog: int, owner: str | None = None, g
 
 
 @contextmanager
-def _locked(folder: str) -> Iterator[None]:
-    """Let one poold at a time look at, remove and make socket files in a folder. The lock leaves nothing behind."""
+def _locked(folder: str, patience: float) -> Iterator[None]:
+    """Let one poold at a time look at, remove and make socket files in a folder. The lock leaves nothing behind.
+
+    Raises BlockingIOError when another holds it for longer than `patience` seconds; only a start has any.
+    """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        until = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise
+                select.select((), (), (), LOCK_EVERY)
         yield
     finally:
         os.close(fd)
