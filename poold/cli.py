@@ -23,10 +23,14 @@ ASK_SECONDS = 10.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     keep_standard_streams()
-    parsed = _parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], int] = parsed.command
     try:
-        return command(parsed)
+        try:
+            parsed = _parser().parse_args(arguments)
+            command: Callable[[argparse.Namespace], int] = parsed.command
+            return command(parsed)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output has had enough (`poold ps | head`); what is still buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -151,7 +151,7 @@ def paths(value: Any, path: KeyPath = ()) -> set[KeyPath]:
     return found.union(*(paths(entry, (*path, key)) for key, entry in inner))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(documents())
 def test_every_path_of_a_document_has_its_line(document: tuple[str, dict[KeyPath, int]]) -> None:
     """Every path that tomllib finds in a document is located on the line where it was written first."""
@@ -160,7 +160,7 @@ def test_every_path_of_a_document_has_its_line(document: tuple[str, dict[KeyPath
     assert expected == key_lines(text)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(documents())
 def test_the_line_of_a_bare_key_contains_it(document: tuple[str, dict[KeyPath, int]]) -> None:
     """The line that is named for a key holds the key itself, when nothing in it needs an escape."""

@@ -240,7 +240,7 @@ DOCUMENTS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(DOCUMENTS)
 def test_any_document_is_settings_or_problems_for_an_operator(document: dict[str, Any]) -> None:
     """Whatever TOML holds, it is taken, or each key that is wrong is named once, with its line and without jargon."""
@@ -254,7 +254,7 @@ def test_any_document_is_settings_or_problems_for_an_operator(document: dict[str
     assert not [problem for problem in found if not problem.line or JARGON.search(problem.message)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.one_of(st.binary(max_size=60), st.text("[]{}='\"\\n.,#\n\r listenerpool019-:T", max_size=60).map(str.encode)))
 def test_any_bytes_are_settings_or_problems(data: bytes) -> None:
     """No bytes at all can make the reader fail in a way of its own."""
@@ -316,7 +316,7 @@ RIGHT = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(RIGHT)
 def test_effective_settings_can_be_read_again(document: dict[str, Any]) -> None:
     """What `poold check --print` shows is TOML that means the same settings, wherever it is put."""

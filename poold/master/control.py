@@ -21,6 +21,8 @@ from poold.rpc import REQUEST_MAX
 
 CLIENTS_MAX = 8
 CLIENT_SECONDS = 5.0
+# How long to leave accept alone when there is no descriptor for a client.
+PAUSE = 0.1
 
 
 @dataclass(slots=True)
@@ -56,13 +58,21 @@ class Control:
         self._verbs = verbs
         self._clients: list[Client] = []
         opened.socket.setblocking(False)
-        loop.watch(opened.socket, self._accept)
+        self._watch()
+
+    def _watch(self) -> None:
+        self._loop.watch(self._opened.socket, self._accept)
 
     def _accept(self) -> None:
         try:
             accepted, _ = self._opened.socket.accept()
-        except OSError:
-            # The client has gone, or we are out of descriptors: it will try again, or its operator will.
+        except BlockingIOError:
+            # The client has gone.
+            return
+        except OSError as error:
+            log.warning("control_refused", error=error.strerror)
+            self._loop.unwatch(self._opened.socket)
+            self._loop.after(PAUSE, self._watch)
             return
         accepted.setblocking(False)
         _, uid, _ = struct.unpack("3i", accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -146,5 +156,5 @@ class Control:
         """Close the control socket and remove its file."""
         for client in list(self._clients):
             self._close(client)
-        self._loop.unwatch(self._opened.socket)
+        self._loop.forget(self._opened.socket)
         self._opened.close()

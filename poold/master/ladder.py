@@ -90,5 +90,5 @@ class Ladder:
         try:
             os.killpg(child.pid, number)
         except ProcessLookupError:
-            # A zombie whose group is empty; it is about to be reaped.
-            return
+            # It has no group of its own yet: it hangs before it could make one. (Or it is a zombie, which feels nothing.)
+            os.kill(child.pid, number)

@@ -82,7 +82,9 @@ class Pool:
         self._handover.feed()
         wanted = len(self._handover.waiting) - len(self._handover.spares) - self._coming()
         self._order(min(wanted, self._orders_left(), ORDERS_MAX))
-        surplus = len(self._handover.spares) - (0 if self.draining else self._current.config.pool.max_spare)
+        # Spares that sessions wait for, while hand-overs are held back, are nobody's surplus.
+        kept = len(self._handover.waiting) + (0 if self.draining else self._current.config.pool.max_spare)
+        surplus = len(self._handover.spares) - kept
         for _ in range(min(surplus, ORDERS_MAX)):
             self._ladder.retire(self._handover.spares.pop(0))
 

@@ -131,7 +131,7 @@ class Worker:
             self._serve = adapters.load(self._settings)
         except BaseException as error:  # user code may raise anything; the worker is stillborn, and this says why
             log.error("handler_import_failed", reason=f"{type(error).__name__}: {error}", traceback=trace(error))
-            os._exit(1)
+            os._exit(_exit_code(error) if isinstance(error, SystemExit) else 1)
 
     def run(self) -> int:
         """Serve what is handed over until the master closes the channel or the last connection is served; return the exit status."""

@@ -1,0 +1,142 @@
+"""What tests of faults have in common: processes are stopped and thawed, spares found, raw requests sent."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from tests.support import DEADLINE, Client, Daemon, alive, children_of, eventually, stat_fields, title
+
+CLONE_NEWNET = 0x40000000
+T = TypeVar("T")
+
+
+def state(pid: int) -> str:
+    """Return the letter of a process's state, "" when there is no such process."""
+    fields = stat_fields(pid)
+    return fields[0] if fields is not None else ""
+
+
+def freeze(pid: int) -> None:
+    """Stop a process, and wait until it has stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: state(pid) in ("T", "Z", ""), f"process {pid} stops")
+
+
+@contextlib.contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """Keep a process stopped; it may be killed meanwhile."""
+    freeze(pid)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def stays(fact: Callable[[], bool], what: str, *, seconds: float) -> None:
+    """Fail when something that is true does not stay so for a while."""
+    end = time.monotonic() + seconds
+    eventually(lambda: not fact() or time.monotonic() >= end, what)
+    assert fact(), f"it did not stay so: {what}"
+
+
+def shows(pid: int, *beginnings: str) -> bool:
+    """Say whether a process is there and its title begins like one of these."""
+    try:
+        return alive(pid) and title(pid).startswith(beginnings)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def spares(daemon: Daemon, count: int, *, but: Iterable[int] = ()) -> list[int]:
+    """Wait until the master has so many spares, and return their pids; `but` are stopped ones that look like spares."""
+    daemon.metric("poold_children", count, kind="worker", state="spare")
+
+    def found() -> list[int]:
+        pids = [pid for pid in children_of(daemon.master) if pid not in but and shows(pid, "poold: spare")]
+        return pids if len(pids) == count else []
+
+    return eventually(found, f"{count} processes that are spares") if count else []
+
+
+def handed_over(daemon: Daemon, count: int = 1) -> None:
+    """Wait until so many workers have been given a session."""
+    daemon.metric("poold_children", count, kind="worker", state="serving")
+
+
+def gone(pid: int) -> bool:
+    """Say whether a process has been reaped."""
+    return stat_fields(pid) is None
+
+
+def reap_orphans(*daemons: Daemon) -> None:
+    """Wait for the ends of all that a killed master has left to us, and take their exits; these daemons' own are not ours to take."""
+    ours = {daemon.pid for daemon in daemons}
+
+    def none_left() -> bool:
+        left = set(children_of(os.getpid())) - ours
+        for pid in left:
+            if state(pid) == "Z":
+                os.waitpid(pid, 0)
+        return not left
+
+    eventually(none_left, "the end of what a master left behind")
+
+
+def raw(daemon: Daemon, request: bytes) -> bytes:
+    """Send bytes to the metrics listener and return everything that comes back, b"" also for a reset."""
+    with socket.create_connection(("127.0.0.1", daemon.metrics_port), timeout=DEADLINE) as scraper:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            scraper.sendall(request)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := scraper.recv(65536):
+                answer += part
+        return answer
+
+
+def status(answer: bytes) -> int:
+    """Return the status of an HTTP answer, 0 for none."""
+    words = answer.partition(b"\r\n")[0].split()
+    return int(words[1]) if len(words) > 1 and words[0].startswith(b"HTTP/") else 0
+
+
+def inside(pid: int, make: Callable[[], T]) -> T:
+    """Return what a function makes in the network of a process; a socket stays of the network it was made in."""
+    result: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with Path(f"/proc/{pid}/ns/net").open("rb") as network:
+                # Only the calling thread moves (setns(2)), so it is a thread of its own.
+                assert ctypes.CDLL(None, use_errno=True).setns(network.fileno(), CLONE_NEWNET) == 0
+            result.append(make())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(DEADLINE)
+    if errors:
+        raise errors[0]
+    return result[0]
+
+
+def listening(daemon: Daemon, listener: str) -> tuple[str, int]:
+    """Return the address that a TCP listener says it has."""
+    address = daemon.event("listening", listener=listener)["address"].removeprefix("tcp://")
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def port_of(client: Client) -> int:
+    """Return the client's own port."""
+    return int(client.socket.getsockname()[1])
