@@ -1,0 +1,1 @@
+"""Tests: real processes, watched from outside."""
