@@ -127,10 +127,17 @@ def test_settings_that_cannot_be_read(poold: Poold, what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mood", "words"), [("raise", "not in the mood"), ("exit", "SystemExit"), ("_exit", "ended with status"), ("hang", "took longer")]
+    ("mood", "words"),
+    [
+        ("raise", "not in the mood"),
+        ("exit", "SystemExit"),
+        ("_exit", "ended with status"),
+        ("hang", "took longer"),
+        ("fork", "forked and left"),
+    ],
 )
 def test_handler_that_fails_at_import(poold: Poold, mood: str, words: str) -> None:
-    """A handler that fails, exits or hangs at import never gets in; the old one goes on serving."""
+    """A handler that fails, exits, hangs or forks at import never gets in; the old one goes on serving."""
     daemon = poold()
     file = daemon.folder / "mood"
     options = {"server.handler": "moody:serve", "server.environment": {"MOOD": str(file)}, "timeouts.import": 2}
@@ -146,6 +153,29 @@ def test_handler_that_fails_at_import(poold: Poold, mood: str, words: str) -> No
     with daemon.connect() as client:
         assert client.ask("new").endswith("new")
     assert len(daemon.children("mold")) == 1
+
+
+def test_no_spare_of_older_settings_gets_a_connection(poold: Poold) -> None:
+    """Whoever connects after `poold reload` has said that it is applied is served by the new code, whatever spares there were."""
+    module = "VERSION = {}\n\ndef serve(connection):\n    connection.socket.sendall(b'%d\\n' % VERSION)\n"
+    daemon = poold()
+    (daemon.folder / "versioned.py").write_text(module.format(0))
+    daemon.write(options={"server.handler": "versioned:serve", "server.path": [str(daemon.folder)], "pool.min_spare": 8})
+    daemon.start()
+    for version in range(1, 11):
+        (daemon.folder / "versioned.py").write_text(module.format(version) + "# longer\n" * version)
+        assert daemon.cli("reload", "--socket", str(daemon.control)).returncode == 0
+        for _ in range(10):
+            with daemon.connect() as client:
+                assert client.line() == str(version)
+
+
+def test_settings_that_others_may_write(poold: Poold) -> None:
+    """A file that was named is read whoever may write it, with a warning that says so: who named it has the say."""
+    daemon = poold().start()
+    daemon.config.chmod(0o666)
+    assert daemon.cli("reload", "--socket", str(daemon.control)).returncode == 0
+    assert "others may write" in daemon.event("settings_warning")["message"]
 
 
 def test_threads_at_import_come_in_through_the_fallback(poold: Poold) -> None:

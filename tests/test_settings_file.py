@@ -53,7 +53,7 @@ def test_the_places_of_the_file(away: Path) -> None:
     ],
 )
 def test_root_passes_over_a_file_that_others_may_write(away: Path, spoil: Callable[[Path], None], reason: str) -> None:
-    """Root does not read a ./poold.toml that another user could have written or put there, and says so."""
+    """Root reads a ./poold.toml that another user could have written or put there only if it is named, and either way says so."""
     (away / "poold.toml").write_text("")
     (away / "etc").mkdir()
     (away / "etc" / "poold.toml").write_text("# system")
@@ -61,7 +61,8 @@ def test_root_passes_over_a_file_that_others_may_write(away: Path, spoil: Callab
     file, text, warnings = find(None, {})
     assert (away / "etc" / "poold.toml", b"# system") == (file, text)
     assert (f"./poold.toml is passed over because {reason.format(away)}; name it with -c to use it all the same",) == warnings
-    assert (away / "poold.toml", b"", ()) == find("poold.toml", {})
+    caution = f"{reason.format(away)}: whoever writes it decides what poold runs as root"
+    assert (away / "poold.toml", b"", (caution,)) == find("poold.toml", {})
 
 
 @as_root

@@ -295,11 +295,14 @@ def test_signal_between_clone_and_set_up(poold: Poold, careless: bool) -> None:
     """A TERM that reaches a worker before it is one's own process ends it, and nobody but it; its client gets another worker."""
     daemon = mischievous(poold, *(["catch-term"] if careless else []), options=COLD).start()
     mold, before = mold_of(daemon), set(children_of(daemon.pid))
-    with traced(daemon.folder, mold, "inject=setsid:delay_enter=500000:when=1", follow=True), daemon.connect() as client:
-        [newborn] = eventually(lambda: set(children_of(daemon.pid)) - before, "a clone")
-        has_state(newborn, "t")
-        assert dispositions(newborn)["SigBlk"] == BLOCKED
-        os.kill(newborn, signal.SIGTERM)
+    with ExitStack() as stack:
+        # The tracer holds the newborn at its first step until it is itself ended; the delay is only never to be reached.
+        with traced(daemon.folder, mold, "inject=setsid:delay_enter=60000000:when=1", follow=True):
+            client = stack.enter_context(daemon.connect())
+            [newborn] = eventually(lambda: set(children_of(daemon.pid)) - before, "a clone")
+            has_state(newborn, "t")
+            assert dispositions(newborn)["SigBlk"] == BLOCKED
+            os.kill(newborn, signal.SIGTERM)
         assert client.ask("pid") != str(newborn)
         failed = daemon.event("child_failed", pid=newborn)
     daemon.metric("poold_sessions_ended_total", 1, cause="ok")

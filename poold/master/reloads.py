@@ -144,6 +144,8 @@ class Reloads:
         if "problems" in verdict:
             self._refuse(reload, [Problem(problem["key"], problem["message"], problem["line"]) for problem in verdict["problems"]])
             return
+        for warning in verdict["warnings"]:
+            log.warning("settings_warning", message=warning)
         try:
             self._prepare(reload, settings.load(verdict["settings"].encode(), self._file), People(**verdict["people"]))
         except ConfigError as error:

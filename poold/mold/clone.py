@@ -68,6 +68,16 @@ def threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
+def refuse_company() -> None:
+    """Raise RuntimeError if the handler's import has left a process behind: nobody would wait for it, and it may think it is a mold."""
+    try:
+        pid, _ = os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return
+    which = f"process {pid}" if pid else "a process"
+    raise RuntimeError(f"the handler's import forked and left {which} behind; wait for it there, or start it when a connection is served")
+
+
 def clone_worker() -> int:
     """Clone this process as a child of the master: return its pid, and 0 in the clone. Raises OSError.
 

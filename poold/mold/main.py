@@ -54,6 +54,7 @@ class Mold:
         sys.path.extend(settings["path"])
         if settings["preload"]:
             self._serve = adapters.load(settings)
+            clone.refuse_company()
         self._altered = altered_dispositions()
         # A collection in a worker would write to every page it shares with its siblings (gc.freeze's documentation).
         gc.collect()

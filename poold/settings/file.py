@@ -68,7 +68,7 @@ def find(path_option: str | None, environ: Mapping[str, str]) -> tuple[Path | No
     named = environ.get("POOLD_CONFIG") or None if path_option is None else path_option
     if named is not None:
         text = read_file(Path(named))
-        return Path(named).absolute(), text, ()
+        return Path(named).absolute(), text, cautions(Path(named))
     warnings = []
     for file in (LOCAL_FILE, SYSTEM_FILE):
         try:
@@ -78,7 +78,7 @@ def find(path_option: str | None, environ: Mapping[str, str]) -> tuple[Path | No
             continue
         except OSError as error:
             raise _unreadable(file, error) from None
-        if file is LOCAL_FILE and os.geteuid() == 0 and (reason := _written_by_others(file)):
+        if file is LOCAL_FILE and os.geteuid() == 0 and (reason := _written_by_others(file, Path())):
             warnings.append(f"./{file} is passed over because {reason}; name it with -c to use it all the same")
             continue
         text = read_file(file)
@@ -86,10 +86,17 @@ def find(path_option: str | None, environ: Mapping[str, str]) -> tuple[Path | No
     return None, b"", tuple(warnings)
 
 
-def _written_by_others(file: Path) -> str:
-    """Say why another user than root could have written a file, or put it there; "" if none could."""
+def cautions(file: Path) -> tuple[str, ...]:
+    """Return what an operator should know of a file that is used all the same: who named it has the say."""
+    if os.geteuid() == 0 and (reason := _written_by_others(file)):
+        return (f"{reason}: whoever writes it decides what poold runs as root",)
+    return ()
+
+
+def _written_by_others(file: Path, *more: Path) -> str:
+    """Say why another user than root could have written a file, or put it there; "" if none could. `more` are places on its way."""
     real = Path(os.path.realpath(file))
-    for place in (Path(), real.parent, real):
+    for place in (*more, real.parent, real):
         try:
             info = place.stat()
         except OSError:

@@ -40,7 +40,8 @@ def judge(text: bytes, path: Path | None) -> dict[str, Any]:
     except LookupError as error:
         return refusal([Problem("server.user", str(error))])
     identities = {"workers": found.workers, "helper": found.helper, "variables": found.variables}
-    return {"settings": file.effective(resolved), "people": identities}
+    warnings = file.cautions(path) if path is not None else ()
+    return {"settings": file.effective(resolved), "people": identities, "warnings": warnings}
 
 
 def refusal(problems: list[Problem]) -> dict[str, Any]:

@@ -18,9 +18,21 @@ if TYPE_CHECKING:  # without loading typing, whose weight every worker would car
 
 
 def load(settings: Mapping[str, Any]) -> Serve | None:
-    """Return what serves a connection, None where a program does. Raises whatever the handler's import raises."""
+    """Return what serves a connection, None where a program does. Raises whatever the handler's import raises.
+
+    Where the import forks and both processes come back from it, only the one that called does: a second one would be taken for it.
+    """
     if settings["command"] is not None:
         return None
+    pid = os.getpid()
+    try:
+        return _import(settings)
+    finally:
+        if os.getpid() != pid:
+            os._exit(0)
+
+
+def _import(settings: Mapping[str, Any]) -> Serve:
     module_name, _, attribute = settings["handler"].partition(":")
     target: Any = import_module(module_name)
     for name in attribute.split("."):

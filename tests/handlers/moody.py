@@ -26,6 +26,8 @@ match MOOD.read_text().strip() if MOOD.exists() else "good":
                 time.sleep(0.2)
             os._exit(0)
         os.wait()
+    case "fork":
+        os.fork()
     case "signals":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
