@@ -6,7 +6,8 @@
  *
  * A session: connect, send the bytes in $LOAD_SEND (default "hello\n"), read until as many bytes as were sent have come back or,
  * with $LOAD_UNTIL=eof, until the server closes; close. Its latency is counted from the time it was due (open loop: a session that
- * could only be begun late, because this program was late, is late) or begun (closed loop) until its last byte.
+ * could only be begun late, because this program was late, is late) or begun (closed loop) until its last byte. It has failed if
+ * its first piece of answer lacks $LOAD_EXPECT (default: what was sent), or when it takes longer than $LOAD_PATIENCE seconds (10).
  *
  * Prints one JSON object; with $LOAD_RAW, writes every latency there (nanoseconds, 64-bit, in the order of the ends).
  * Sources rotate over 127.0.0.2 to .33, so that ports in TIME_WAIT do not run out (tcp(7); ip(7), IP_BIND_ADDRESS_NO_PORT).
@@ -28,7 +29,6 @@
 
 #define EVENTS 256
 #define SOURCES 32
-#define PATIENCE 10000000000ull /* a session that takes longer counts as failed */
 
 struct session {
     int fd;
@@ -38,7 +38,8 @@ struct session {
 };
 
 static struct sockaddr_in server;
-static const char *request = "hello\n";
+static const char *request = "hello\n", *expected;
+static uint64_t patience = 10000000000ull;
 static size_t request_size, until_eof;
 static int poller;
 static struct session *sessions;
@@ -119,6 +120,7 @@ static int advance(struct session *s) {
             fail(s, "early end");
             return -1;
         }
+        if (!s->got && !memmem(data, size, expected, strlen(expected))) { errno = EBADMSG; fail(s, "answer"); return -1; }
         s->got += size;
         if (!until_eof && s->got >= request_size) return 1;
     }
@@ -154,7 +156,7 @@ static void report(uint64_t spent) {
 
 static void give_up_old(uint64_t at, int capacity) {
     for (int i = 0; i < capacity; i++)
-        if (sessions[i].fd >= 0 && at > sessions[i].from + PATIENCE) { errno = ETIMEDOUT; fail(&sessions[i], "session"); }
+        if (sessions[i].fd >= 0 && at > sessions[i].from + patience) { errno = ETIMEDOUT; fail(&sessions[i], "session"); }
 }
 
 /* Closed loop: `concurrency` > 0; open loop: `rate` > 0. */
@@ -170,8 +172,9 @@ static void run(double seconds, int concurrency, double rate) {
     uint64_t number = 0;
     for (;;) {
         uint64_t t = now();
+        /* Each free place once: a begin that fails at once gives its place back. */
         if (t < stop && concurrency)
-            while (unused_count) begin(now());
+            for (int count = unused_count; count; count--) begin(now());
         if (rate > 0) {
             while (due <= t && due < stop) {
                 if (!unused_count) { failed++, errno = EBUSY; } else begin(due);
@@ -181,8 +184,8 @@ static void run(double seconds, int concurrency, double rate) {
             struct itimerspec at = {.it_value = {next / 1000000000, next % 1000000000}};
             timerfd_settime(timer, TFD_TIMER_ABSTIME, &at, NULL);
         }
-        if (t >= stop && (unused_count == capacity || t > stop + PATIENCE)) break;
-        if (t - looked > 1000000000) give_up_old(t, capacity), looked = t;
+        if (t >= stop && (unused_count == capacity || t > stop + patience)) break;
+        if (t - looked > 100000000) give_up_old(t, capacity), looked = t;
         int count = epoll_wait(poller, events, EVENTS, 100);
         for (int i = 0; i < count; i++) {
             struct session *s = events[i].data.ptr;
@@ -212,6 +215,7 @@ static void exchange(struct session *s) {
 
 static void hold(int count) {
     sessions = calloc(count, sizeof *sessions);
+    struct timeval timeout = {patience / 1000000000, patience % 1000000000 / 1000};
     uint64_t start = now();
     for (int i = 0; i < count; i++) {
         struct session *s = &sessions[i];
@@ -219,6 +223,9 @@ static void hold(int count) {
         struct sockaddr_in source = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0x7f000002 + i % SOURCES)};
         s->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
         if (s->fd < 0) die("socket");
+        /* A server that has reached a limit of its own accepts no more: better an error than no end. */
+        setsockopt(s->fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout);
+        setsockopt(s->fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
         if (bind(s->fd, (struct sockaddr *)&source, sizeof source) < 0) die("bind");
         if (connect(s->fd, (struct sockaddr *)&server, sizeof server) < 0) die("connect");
         exchange(s);
@@ -239,6 +246,8 @@ int main(int argc, char **argv) {
     setrlimit(RLIMIT_NOFILE, &files);
     if (getenv("LOAD_SEND")) request = getenv("LOAD_SEND");
     request_size = strlen(request);
+    expected = getenv("LOAD_EXPECT") ? getenv("LOAD_EXPECT") : request;
+    if (getenv("LOAD_PATIENCE")) patience = atof(getenv("LOAD_PATIENCE")) * 1e9;
     until_eof = getenv("LOAD_UNTIL") && !strcmp(getenv("LOAD_UNTIL"), "eof");
     server.sin_family = AF_INET;
     server.sin_port = htons(atoi(argv[3]));
