@@ -1,0 +1,55 @@
+"""Sessions that are held: what each costs in memory, and what it costs to open the one after thousands."""
+
+import statistics
+import time
+
+from tests.bench.load import Generator
+from tests.bench.machine import available_bytes
+from tests.bench.master import look
+from tests.bench.peers import POOLD
+from tests.bench.plan import Plan
+from tests.bench.results import HeldRun, Results
+from tests.bench.server import Server
+
+# What follows the opening of the last session, such as the spares that replace those that were used, belongs to the sessions' cost.
+SETTLE_SECONDS = 1.0
+HUNDRED = 100
+PARTS = 100
+
+
+def hold(server: Server, generator: Generator, *, sessions: int, round: int, plan: Plan, results: Results) -> None:
+    """Hold so many sessions of a fresh server; adds to `results`. Raises LoadError.
+
+    poold's master is looked at before and after the greatest number.
+    """
+    peer = server.peer
+    looks = peer.name == POOLD and sessions == max(plan.held_sessions)
+    time.sleep(SETTLE_SECONDS)
+    if looks:
+        results.master.append(look(server, sessions=0, round=round, plan=plan))
+    before = available_bytes()
+    with generator.hold(server.place.port, peer.service, sessions=sessions) as holding:
+        time.sleep(SETTLE_SECONDS)
+        bytes_each = (before - available_bytes()) / sessions
+        if looks:
+            results.master.append(look(server, sessions=sessions, round=round, plan=plan))
+        opening = holding.result()
+    latencies = opening.latencies
+    results.held.append(
+        HeldRun(
+            peer=peer.name,
+            round=round,
+            sessions=sessions,
+            seconds=opening.seconds,
+            bytes_each=bytes_each,
+            first_hundred=statistics.median(latencies[:HUNDRED]),
+            last_hundred=statistics.median(latencies[-HUNDRED:]),
+            opening=[statistics.median(part) for part in parts_of(latencies)],
+        )
+    )
+
+
+def parts_of(values: list[float]) -> list[list[float]]:
+    """Return a list in a hundred parts of the same length, in order; fewer where there are fewer values."""
+    size = max(1, len(values) // PARTS)
+    return [values[at : at + size] for at in range(0, len(values) - size + 1, size)]
