@@ -17,6 +17,7 @@ from tests.support import DEADLINE, Daemon, eventually, free_port
 
 Poold = Callable[..., Daemon]
 DEPLOY = Path(__file__).parent.parent / "deploy"
+UNITS = DEPLOY / "systemd"
 
 
 def needs(program: str) -> pytest.MarkDecorator:
@@ -29,18 +30,48 @@ def run(*command: str, folder: Path, given: str | None = None) -> subprocess.Com
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, input=given, timeout=DEADLINE, check=False)
 
 
+def systemd_version() -> int:
+    """Return the number of the systemd that is installed."""
+    return int(run("systemd-analyze", "--version", folder=DEPLOY).stdout.split()[1])
+
+
 @needs("systemd-analyze")
 def test_units_are_right(tmp_path: Path) -> None:
-    """systemd-analyze has nothing to say about the units that are shipped."""
+    """systemd-analyze has nothing to say about the units that are shipped, and nothing about their drop-ins if it is new enough."""
     program = tmp_path / "poold"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    units = sorted((DEPLOY / "systemd").glob("*.s*"))
-    assert {unit.name for unit in units} >= {"poold.service", "poold.socket"}
+    units = sorted(UNITS.glob("*.s*"))
+    assert {unit.name for unit in units} >= {"poold.service", "poold.socket", "poold-strict.service", "poold@.service"}
     for unit in units:
         (tmp_path / unit.name).write_text(unit.read_text().replace("/opt/poold/bin/poold", str(program)))
+    if systemd_version() >= 253:
+        (tmp_path / "poold.service.d").mkdir()
+        shutil.copy(UNITS / "drop-ins" / "notify-reload.conf", tmp_path / "poold.service.d")
     done = run("systemd-analyze", "verify", "--man=no", *(str(tmp_path / unit.name) for unit in units), folder=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@needs("systemd-analyze")
+@pytest.mark.parametrize(("unit", "most"), [("poold-strict.service", 1.5), ("poold.service", 2.5), ("poold@.service", 2.5)])
+def test_exposure(unit: str, most: float) -> None:
+    """By systemd's own reckoning the units are exposed no more than this; what they can do all the same is tried in tests/systemd."""
+    command = ("systemd-analyze", "security", "--no-pager", "--offline=yes", f"--threshold={most * 10:.0f}", str(UNITS / unit))
+    done = run(*command, folder=UNITS)
+    assert done.returncode == 0, done.stdout.strip().rpartition("\n")[2] + done.stderr
+
+
+def test_a_pool_is_poold_service_by_another_name() -> None:
+    """poold@.service says what poold.service says, so that what is tried and explained there holds here; only names and folders differ."""
+
+    def directives(name: str) -> list[str]:
+        return [line for line in (UNITS / name).read_text().splitlines() if line and not line.startswith("#")]
+
+    names = {"connection: %i": "connection", "/poold/%i.toml": "/poold/poold.toml", "poold/%i": "poold"}
+    pool = directives("poold@.service")
+    for of_a_pool, of_the_one in names.items():
+        pool = [line.replace(of_a_pool, of_the_one) for line in pool]
+    assert pool == [line for line in directives("poold.service") if line != "RuntimeDirectoryPreserve=yes"]
 
 
 @needs("promtool")
