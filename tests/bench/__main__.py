@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tests.bench import charts
-from tests.bench.comparison import Comparison
+from tests.bench.comparison import PARTS, Comparison
 from tests.bench.machine import Cores, environment
 from tests.bench.peers import CEILING, PEERS
 from tests.bench.plan import FULL, QUICK
@@ -29,6 +29,8 @@ def parse() -> argparse.Namespace:
     )
     names = [peer.name for peer in PEERS if peer.name != CEILING]
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, default=names, help=f"these servers: {', '.join(names)}")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="these parts only")
+    parser.add_argument("--rounds", type=int, metavar="N", help="at most so many rounds of each part")
     parser.add_argument("--python", default=sys.executable, help="the interpreter of the Python servers (default: this one)")
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="the folder for results.json, report.md and the charts")
     return parser.parse_args()
@@ -38,6 +40,8 @@ def measure(arguments: argparse.Namespace, results: Results) -> None:
     """Run the comparison, into `results`, and leave no process behind. Raises RuntimeError where it cannot be run."""
     cores = Cores.choose()
     plan = QUICK if arguments.quick else FULL
+    if arguments.rounds:
+        plan = dataclasses.replace(plan, rounds=min(arguments.rounds, plan.rounds), held_rounds=min(arguments.rounds, plan.held_rounds))
     chosen = [peer for peer in PEERS if peer.name in (*arguments.only, CEILING)]
     results.skipped |= {peer.name: reason for peer in chosen if (reason := peer.missing(arguments.python))}
     peers = [peer for peer in chosen if peer.name not in results.skipped]
@@ -53,7 +57,7 @@ def measure(arguments: argparse.Namespace, results: Results) -> None:
         programs = Path(folder)
         compile_all(programs)
         try:
-            Comparison(plan, peers, Ground(cores, programs, arguments.python), results).run()
+            Comparison(plan, peers, Ground(cores, programs, arguments.python), results).run(arguments.parts)
         finally:
             end_descendants()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from tests.bench.load import QUANTILES
 from tests.bench.peer import ECHO, HTTP
@@ -19,9 +19,11 @@ from tests.bench.targets import CONCURRENCY, RATE
 
 WARM = ("#c2410c", "#f59e0b", "#be185d")
 COOL = ("#1e40af", "#0f766e", "#6b7280", "#7dd3fc", "#a78bfa", "#84cc16", "#334155")
+PLAIN = "#94a3b8"
 STYLES = ("-", "--", "-.", ":")
 # A percentile's place on an axis that has as much room for 99 to 99.9 as for 0 to 90: in nines.
 TICKS = (0.0, 0.5, 0.9, 0.99, 0.999)
+THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
@@ -57,10 +59,15 @@ def throughput_chart(results: Results) -> Canvas | None:
         medians = [figure.median for _, figure in known]
         whiskers = [[figure.median - figure.low for _, figure in known], [figure.high - figure.median for _, figure in known]]
         bars = axes.barh(
-            labels, medians, xerr=whiskers, color=[_colour(name, results) for name in labels], error_kw={"lw": 1, "capsize": 3}
+            labels,
+            medians,
+            xerr=whiskers,
+            color=[_look(name, results)["color"] if name.startswith(POOLD) else PLAIN for name in labels],
+            error_kw={"lw": 1, "capsize": 3},
         )
         axes.bar_label(bars, [number(median) for median in medians], padding=6, fontsize=9)
         axes.set_xlabel(f"{service} sessions per second (more is better)")
+        axes.xaxis.set_major_formatter(THOUSANDS)
         axes.margins(x=0.12)
         _tidy(axes)
     return canvas
@@ -78,10 +85,12 @@ def latency_chart(results: Results) -> Canvas | None:
         for name in names:
             runs = [run.quantiles for run in results.open if (run.peer, run.rate) == (name, RATE)]
             points = [Figure.of(values) for values in zip(*runs, strict=True)]
-            line = [(_nines(part), point.median * 1e3) for part, point in zip(QUANTILES, points, strict=True) if point and part < 1]
+            # Beyond this part of them there is less than one session: nothing to be seen there.
+            least = min(run.ended for run in results.open if (run.peer, run.rate) == (name, RATE))
+            known = ((part, point) for part, point in zip(QUANTILES, points, strict=True) if point is not None and part * least < least - 1)
+            line = [(_nines(part), point.median * 1e3) for part, point in known]
             axes.plot([x for x, _ in line], [y for _, y in line], label=name, **_look(name, results))
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        _logarithmic(axes)
         axes.xaxis.set_major_locator(FixedLocator([_nines(tick) for tick in TICKS]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 - 100 * 10**-value:g} %"))
         axes.set_xlabel("share of sessions that were served in so long or less")
@@ -97,7 +106,7 @@ def memory_chart(results: Results) -> Canvas | None:
         return None
     canvas = Canvas(figsize=(9, 4.5), layout="constrained")
     axes = canvas.subplots()
-    axes.set_title("Memory of a held session: fall of MemAvailable ÷ sessions")
+    axes.set_title("Memory of a held session: fall of the machine's available memory ÷ sessions")
     for name in dict.fromkeys(run.peer for run in results.held):
         counts = sorted({run.sessions for run in results.held if run.peer == name})
         figures = [Figure.of(run.bytes_each / 1e3 for run in results.held if (run.peer, run.sessions) == (name, count)) for count in counts]
@@ -108,7 +117,7 @@ def memory_chart(results: Results) -> Canvas | None:
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(sorted({run.sessions for run in results.held})))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_major_formatter(THOUSANDS)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("sessions held at a time")
     axes.set_ylabel("memory of a session, kB (less is better)")
@@ -130,9 +139,8 @@ def opening_chart(results: Results) -> Canvas | None:
         points = [point.median * 1e3 for values in zip(*runs, strict=True) if (point := Figure.of(values))]
         places = [most * (at + 1) / len(points) for at in range(len(points))]
         axes.plot(places, points, label=name, **_look(name, results))
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    _logarithmic(axes)
+    axes.xaxis.set_major_formatter(THOUSANDS)
     axes.set_xlim(0, most)
     axes.set_xlabel("sessions held already")
     axes.set_ylabel("time to open one more, ms (less is better)")
@@ -156,10 +164,6 @@ def _nines(part: float) -> float:
     return -math.log10(1 - part)
 
 
-def _colour(name: str, results: Results) -> str:
-    return str(_look(name, results)["color"])
-
-
 def _look(name: str, results: Results) -> dict[str, Any]:
     """Return how a server's line is drawn; the same in every chart of a run."""
     service = results.peers[name]["service"]
@@ -169,6 +173,14 @@ def _look(name: str, results: Results) -> dict[str, Any]:
         return {"color": WARM[ours.index(name) % len(WARM)], "linewidth": 2.6, "zorder": 3}
     at = others.index(name)
     return {"color": COOL[at % len(COOL)], "linestyle": STYLES[at % len(STYLES)], "linewidth": 1.3, "zorder": 2}
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Make the y axis logarithmic, with its numbers written out: 0.5, 1, 2, 5, 10."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _tidy(axes: Axes) -> None:

@@ -13,8 +13,9 @@ from tests.bench.peer import Peer
 from tests.bench.peers import POOLD
 from tests.bench.plan import Plan
 from tests.bench.results import Results
-from tests.bench.server import Ground, Server, ServerError
+from tests.bench.server import STOP_SECONDS, Ground, Server, ServerError
 
+PARTS = ("loops", "held", "moments")
 LOOP_SESSIONS = 1024
 # Beyond the sessions that are held: spares, and the client that finds out whether the server serves.
 SPARE_SESSIONS = 240
@@ -33,10 +34,11 @@ class Comparison:
         self._ground = ground
         self._results = results
         self._generator = Generator(programs=ground.programs, cores=ground.cores, patience=plan.patience)
+        self._parts = dict(zip(PARTS, (self._loops, self._holding, self._moments), strict=True))
 
-    def run(self) -> None:
-        """Take every step. One that fails is noted, and the next is taken: what was measured is not to be lost."""
-        steps = list(self._steps())
+    def run(self, parts: Sequence[str]) -> None:
+        """Take every step of these parts, a few of PARTS. One that fails is noted and the next is taken: nothing measured is lost."""
+        steps = [step for part, make in self._parts.items() if part in parts for step in make()]
         with tqdm(steps, unit="step", dynamic_ncols=True) as bar:
             for name, act in bar:
                 bar.set_description_str(f"{name:<36}")
@@ -45,13 +47,16 @@ class Comparison:
                 except (LoadError, ServerError) as error:
                     self._results.troubles.append(f"{name}: {error}")
 
-    def _steps(self) -> Iterator[Step]:
-        plan = self._plan
-        for round, peer in product(range(plan.rounds), self._peers):
+    def _loops(self) -> Iterator[Step]:
+        for round, peer in product(range(self._plan.rounds), self._peers):
             yield f"{peer.name}, round {round + 1}", partial(self._turn, peer, round)
+
+    def _holding(self) -> Iterator[Step]:
         holders = [peer for peer in self._peers if peer.holds]
-        for round, sessions, peer in product(range(plan.held_rounds), plan.held_sessions, holders):
+        for round, sessions, peer in product(range(self._plan.held_rounds), self._plan.held_sessions, holders):
             yield f"{peer.name}, {sessions:,} held", partial(self._hold, peer, round, sessions)
+
+    def _moments(self) -> Iterator[Step]:
         for peer in self._peers:
             if peer.name == POOLD:
                 yield "reloads", partial(self._reload, peer)
@@ -64,6 +69,8 @@ class Comparison:
             with server:
                 yield server.wait()
         finally:
+            if server.killed:
+                self._results.troubles.append(f"{peer.name} was killed: it had not ended {STOP_SECONDS:.0f} s after TERM")
             # poold was told to write warnings only; what the others write is their business.
             if peer.module == POOLD:
                 self._results.troubles += [f"{peer.name} said: {line}" for line in server.said[:SAID_LINES]]

@@ -1,18 +1,15 @@
 """Sessions that are held: what each costs in memory, and what it costs to open the one after thousands."""
 
 import statistics
-import time
 
 from tests.bench.load import Generator
-from tests.bench.machine import available_bytes
+from tests.bench.machine import settled_available_bytes
 from tests.bench.master import look
 from tests.bench.peers import POOLD
 from tests.bench.plan import Plan
 from tests.bench.results import HeldRun, Results
 from tests.bench.server import Server
 
-# What follows the opening of the last session, such as the spares that replace those that were used, belongs to the sessions' cost.
-SETTLE_SECONDS = 1.0
 HUNDRED = 100
 PARTS = 100
 
@@ -24,13 +21,11 @@ def hold(server: Server, generator: Generator, *, sessions: int, round: int, pla
     """
     peer = server.peer
     looks = peer.name == POOLD and sessions == max(plan.held_sessions)
-    time.sleep(SETTLE_SECONDS)
     if looks:
         results.master.append(look(server, sessions=0, round=round, plan=plan))
-    before = available_bytes()
+    before = settled_available_bytes()
     with generator.hold(server.place.port, peer.service, sessions=sessions) as holding:
-        time.sleep(SETTLE_SECONDS)
-        bytes_each = (before - available_bytes()) / sessions
+        bytes_each = (before - settled_available_bytes()) / sessions
         if looks:
             results.master.append(look(server, sessions=sessions, round=round, plan=plan))
         opening = holding.result()

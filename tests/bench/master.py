@@ -15,18 +15,22 @@ from tests.bench.server import Server
 from tests.support import Metrics
 
 ASK_SECONDS = 60.0
+# What a start or the last session left to be done, such as a spare to make, is no idling.
+CALM_SECONDS = 1.0
 
 
 def look(server: Server, *, sessions: int, round: int, plan: Plan) -> MasterLook:
     """Return what there is to see. Wakeups are counted first, while nobody asks: a scrape is a wakeup too."""
     place = server.place
+    time.sleep(CALM_SECONDS)
     wakeups = voluntary_switches(server.pid)
     time.sleep(plan.idle)
     wakeups = voluntary_switches(server.pid) - wakeups
 
     def command(*words: str) -> Callable[[], object]:
         line = [place.python, "-m", "poold", *words, "--socket", str(place.control)]
-        return lambda: subprocess.run(line, stdout=subprocess.DEVNULL, cwd=place.folder, timeout=ASK_SECONDS, check=True)
+        # Without a timeout: with one, subprocess looks for the end twenty times a second only.
+        return lambda: subprocess.run(line, stdout=subprocess.DEVNULL, cwd=place.folder, check=True)
 
     resident, private = memory(server.pid)
     descriptors = len(os.listdir(f"/proc/{server.pid}/fd"))

@@ -14,6 +14,7 @@ from tests.bench.peer import HTTP, Peer, Place
 HERE = Path(__file__).parent
 POOLD = "poold"
 CEILING = "costless"
+APACHE_MODULES = "/usr/lib/apache2/modules"
 
 ECHO_HANDLER = "poold.handlers.echo:serve"
 WEB_HANDLER = "web:Hello"
@@ -121,7 +122,8 @@ ServerRoot {place.folder}
 ServerName localhost
 Listen 127.0.0.1:{place.port}
 ListenBackLog 1024
-LoadModule mpm_prefork_module /usr/lib/apache2/modules/mod_mpm_prefork.so
+LoadModule mpm_prefork_module {APACHE_MODULES}/mod_mpm_prefork.so
+LoadModule authz_core_module {APACHE_MODULES}/mod_authz_core.so
 User www-data
 Group www-data
 PidFile {place.folder}/apache2.pid
@@ -204,7 +206,7 @@ PEERS = (
     ),
     Peer(
         "apache-one",
-        "Apache prefork, MaxConnectionsPerChild 1, a small file",
+        "Apache prefork, MaxConnectionsPerChild 1, a small file; its parent makes up for dead children once a second",
         apache(1),
         service=HTTP,
         program="apache2",

@@ -47,7 +47,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Return a markdown table, aligned: words to the left, figures to the right."""
     body = [list(row) for row in rows]
     widths = [max(len(row[column]) for row in (header, *body)) for column in range(len(header))]
-    rights = [all(row[column][:1].isdigit() or row[column] in ("", NOTHING) for row in body) for column in range(len(header))]
+    rights = [all(row[column].lstrip("-")[:1].isdigit() or row[column] in ("", NOTHING) for row in body) for column in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
         padded = (cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(cells, widths, rights, strict=True))
@@ -59,9 +59,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def number(value: float) -> str:
     """Return a number with three significant digits, thousands apart."""
-    if value >= 100 or value == int(value):
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def spread(figure: Figure | None) -> str:

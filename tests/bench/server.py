@@ -17,7 +17,7 @@ from typing import Self
 from tests.bench.machine import Cores
 from tests.bench.peer import Peer, Place, Service
 
-START_SECONDS = 20.0
+START_SECONDS = 10.0
 STOP_SECONDS = 20.0
 PR_SET_CHILD_SUBREAPER = 36
 INTERRUPTS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
@@ -52,6 +52,8 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self.said: list[str] = []
         """What it wrote to its standard error, known once it has ended."""
+        self.killed = False
+        """Whether it had to be, because it did not end by itself."""
         self.cores: tuple[int, ...] = (ground.cores.server,)
         """Where it runs, its children too."""
         self.environ: dict[str, str] = {}
@@ -85,6 +87,7 @@ class Server:
                 try:
                     self._process.wait(STOP_SECONDS)
                 except subprocess.TimeoutExpired:
+                    self.killed = True
                     self._process.kill()
                     self._process.wait()
             end_descendants()
