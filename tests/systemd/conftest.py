@@ -31,12 +31,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent
-    venv = base / "opt-poold"
+    venv, outcome = base / "opt-poold", base / "opt-poold.outcome"
     with (base / "opt-poold.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not venv.exists() and (reason := install(venv, base / "opt-poold.source")):
-            shutil.rmtree(venv)
-            pytest.skip(f"poold cannot be installed for {PYTHON}: {reason}")
+        if not outcome.exists():
+            outcome.write_text(install(venv, base / "opt-poold.source"))
+    if reason := outcome.read_text():
+        pytest.skip(f"poold cannot be installed for {PYTHON}: {reason}")
     return venv
 
 
@@ -51,7 +52,7 @@ def install(venv: Path, source: Path) -> str:
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--python", str(venv / "bin" / "python3")]
     done = subprocess.run([*pip, "install", str(source)], capture_output=True, text=True, check=False, umask=0o022)
     if done.returncode:
-        return done.stderr.strip().rpartition("\n")[2]
+        return next((line.strip() for line in done.stderr.splitlines() if "ERROR" in line), done.stderr)
     # Where it will be.
     command = venv / "bin" / "poold"
     command.write_text("#!/opt/poold/bin/python3\n" + command.read_text().partition("\n")[2])
