@@ -90,7 +90,7 @@ def _closed(results: Results, service: str) -> list[str]:
             runs = [run for run in results.closed if (run.peer, run.concurrency) == (peer, level)]
             cells.append(spread(Figure.of(run.sessions_per_second for run in runs)) + "*" * any(run.generator_share > BUSY for run in runs))
         rows.append(cells)
-    return section(f"{service}, closed loop: sessions/s", ("", *(f"{level} at a time" for level in levels)), rows)
+    return section(f"{service}, closed loop: sessions/s", ("", *(f"{level} at a time" for level in levels)), rows if levels else [])
 
 
 def _generator(results: Results) -> list[str]:

@@ -1,0 +1,101 @@
+"""What the benchmark makes of its records: ratios, verdicts and the report. Nothing is measured here."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.bench.report import render, table
+from tests.bench.results import ClosedRun, HeldRun, MasterLook, OpenRun, ReloadRun, Results, StartRun
+from tests.bench.summary import Figure, ratio
+from tests.bench.targets import verdicts
+
+SPEEDS = {"poold": 1000.0, "poold-reused": 4000.0, "ForkingTCPServer": 500.0, "tcpserver": 900.0, "C-fork": 2000.0, "costless": 9000.0}
+
+
+def recorded() -> Results:
+    """Return what a run of three rounds might have measured, the machine being twice as slow in the last one."""
+    results = Results(environment={"kernel": "6.1"}, peers={name: {"service": "echo", "about": "", "version": ""} for name in SPEEDS})
+    for round, drift in enumerate((1.0, 1.0, 0.5)):
+        for peer, speed in SPEEDS.items():
+            rate = speed * drift
+            results.closed.append(ClosedRun(peer, round, 32, rate, 32 / rate, 64 / rate, 96 / rate, 0, 0.95 if peer == "costless" else 0.2))
+            results.open.append(OpenRun(peer, round, 200, 600, 0, 1 / rate, 2 / rate, 3 / rate, [1 / rate] * 3))
+    results.held.append(HeldRun("poold", 0, 10_000, 20.0, 500e3, 0.002, 0.0021, [0.002] * 100))
+    for sessions, descriptors, spares in ((0, 24, 4), (10_000, 27, 6)):
+        results.master.append(MasterLook(0, sessions, 30_000_000, 20_000_000, descriptors, spares, 0.0, 0.01, 0.05, 0.3, 9.0, 1e-4, None))
+    results.reloads += [
+        ReloadRun(1, applied=True, p50=0.001, longest=0.01, lost=0),
+        ReloadRun(2, applied=True, p50=0.001, longest=0.01, lost=1),
+    ]
+    results.starts.append(StartRun(1, 0.2))
+    return results
+
+
+def test_records_survive_json(tmp_path: Path) -> None:
+    """What is written reads back the same."""
+    results = recorded()
+    results.write(tmp_path / "results.json")
+    assert Results.read(tmp_path / "results.json") == results
+
+
+def test_ratios_are_taken_within_rounds() -> None:
+    """A machine that is slower in one round does not move a ratio, and a round that one of the two missed is left out."""
+    assert ratio({0: 10.0, 1: 5.0, 2: 7.0}, {0: 20.0, 1: 10.0}) == Figure(0.5, 0.5, 0.5)
+    assert ratio({}, {0: 1.0}) is None
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "median", "word"),
+    [
+        (0, "P1", 2.0, "met"),
+        (1, "P2", 1000 / 900, "met"),
+        (2, "P3", 0.5, "MISSED"),
+        (3, "P4", 2.0, "met"),
+        (4, "P5", 2.0, "met"),
+        (5, "P6", 500.0, "met"),
+        (6, "P7", 1.05, "aim met"),
+        (7, "P8", 30.0, "met"),
+        (8, "P8", 0.0, "met"),
+        (9, "P8", 1.0, "MISSED"),
+        (10, "P9", 10.0, "met"),
+        (11, "P10", 10.0, "met"),
+        (12, "P10", 1.0, "MISSED"),
+        (13, "P11", 200.0, "met"),
+    ],
+)
+def test_verdicts(place: int, name: str, median: float, word: str) -> None:
+    """Each target has its figure and its verdict."""
+    verdict = list(verdicts(recorded()))[place]
+    assert verdict.figure is not None
+    assert (verdict.name, verdict.figure.median, verdict.word) == (name, pytest.approx(median), word)
+
+
+def test_nothing_measured_is_no_verdict() -> None:
+    """A run of nothing has a report all the same, in which no target is met or missed."""
+    assert {verdict.word for verdict in verdicts(Results())} == {"not measured"}
+    assert "not measured" in render(Results())
+
+
+def test_a_verdict_says_what_it_is_of() -> None:
+    """A quick run holds fewer sessions than the target is about."""
+    results = recorded()
+    results.held[:] = [HeldRun("poold", 0, 1000, 2.0, 500e3, 0.002, 0.0021, [0.002] * 100)]
+    assert {verdict.note for verdict in verdicts(results) if verdict.name in ("P6", "P7")} == {"of 1,000"}
+
+
+def test_the_report_tells_of_a_busy_generator() -> None:
+    """A run in which the load generator had no time left is marked, and its ceiling is beside the fastest server."""
+    text = render(recorded())
+    line = next(line for line in text.splitlines() if line.startswith("| costless") and "*" in line)
+    assert "9,000 [4,500 to 9,000]*" in line
+    assert "2.2 times the fastest server (poold-reused)" in text
+
+
+def test_tables_are_aligned() -> None:
+    """Words stand to the left, figures to the right."""
+    assert table(("", "ms"), [("poold", "1.5"), ("C", "12")]) == [
+        "|       |  ms |",
+        "|-------|----:|",
+        "| poold | 1.5 |",
+        "| C     |  12 |",
+    ]
