@@ -74,7 +74,9 @@ def boot(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Boot:
 
     def make(files: dict[str, str] | None = None) -> Machine:
         folder = tmp_path_factory.mktemp("machine")
-        return Machine(folder, files={**shipped(), **(files or {})}, binds={"poold": installed, "handlers": HANDLERS})
+        booted = Machine(folder, files={**shipped(), **(files or {})}, binds={"poold": installed, "handlers": HANDLERS})
+        booted.run("systemd-sysusers")
+        return booted
 
     return make
 

@@ -19,6 +19,7 @@ from tests.support import DEADLINE, children_of, eventually
 
 BOOT = Path(__file__).with_name("boot.sh")
 SYSTEMD = Path("/lib/systemd/systemd")
+NAME = "poold-machine"
 NAMESPACES = ("--mount", "--pid", "--uts", "--ipc", "--net")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -75,7 +76,7 @@ class Machine:
 
         `folder` is an empty one for whatever is needed here.
         """
-        self._name = f"poold-{os.getpid()}-{folder.name}"
+        self._name = f"{NAME}-{os.getpid()}-{folder.name}"
         self._groups = hierarchies()
         for sub in ("files", "binds", "machine"):
             (folder / sub).mkdir(mode=0o755)
@@ -84,6 +85,10 @@ class Machine:
         for name, source in binds.items():
             (folder / "binds" / name).symlink_to(source)
         for hierarchy in self._groups:
+            for group in hierarchy.glob(f"{NAME}-*"):
+                # A run that was killed has left it; its processes died with it.
+                if not Path("/proc", group.name.split("-")[2]).exists():
+                    removed(group)
             make_group(hierarchy / self._name)
         variables = {**os.environ, "HIERARCHIES": " ".join(f"{place}:{options}" for place, options in self._groups.items())}
         # If this process is killed, the machine dies with it.
