@@ -17,7 +17,7 @@ What makes the figures comparable:
 - Latency is counted from the time a session was due. A load generator that waits for a slow server would not send what would have
   shown how slow it was; this one keeps its time-table. A session that was refused, lost or answered wrongly is counted as failed.
 - Memory is what the whole machine has less of, in all processes and the kernel, before and after the sessions were opened; so is what
-  they share counted once. Before that it is all written to once: see `machine.touch`.
+  they share counted once. The pages they take have been in use until then: see `memory.Ballast`.
 - Nothing runs between two measurements of one server but a short rest, in which it finishes what its last clients left to be done.
 
 That the load generator is not what is measured is checked in each run: `costless`, an epoll server in C that does next to nothing for a

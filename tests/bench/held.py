@@ -1,17 +1,18 @@
 """Sessions that are held: what each costs in memory, and what it costs to open the one after thousands."""
 
 import statistics
+from contextlib import closing
 
 from tests.bench.load import Generator
-from tests.bench.machine import settled_available_bytes, touch
 from tests.bench.master import look
+from tests.bench.memory import Ballast, settled_available_bytes
 from tests.bench.peers import POOLD
 from tests.bench.plan import Plan
 from tests.bench.results import HeldRun, Results
 from tests.bench.server import Server
 
 # More than any of the servers needs for a session.
-TOUCH_EACH = 1_600_000
+BALLAST_EACH = 1_600_000
 HUNDRED = 100
 PARTS = 100
 
@@ -25,9 +26,12 @@ def hold(server: Server, generator: Generator, *, sessions: int, round: int, pla
     looks = peer.name == POOLD and sessions == max(plan.held_sessions)
     if looks:
         results.master.append(look(server, sessions=0, round=round, plan=plan))
-    touch(sessions * TOUCH_EACH)
     before = settled_available_bytes()
-    with generator.hold(server.place.port, peer.service, sessions=sessions) as holding:
+    with (
+        closing(Ballast(sessions * BALLAST_EACH)) as ballast,
+        generator.hold(server.place.port, peer.service, sessions=sessions, meanwhile=ballast.give) as holding,
+    ):
+        ballast.close()
         bytes_each = (before - settled_available_bytes()) / sessions
         if looks:
             results.master.append(look(server, sessions=sessions, round=round, plan=plan))

@@ -3,9 +3,10 @@
 import array
 import json
 import os
+import select
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.bench.peer import Service
 
 # Where the latencies' distribution is kept: each half per cent, and a tail as fine as some thousand sessions allow.
 QUANTILES = (*(number / 200 for number in range(200)), 0.999, 1.0)
+MEANWHILE_SECONDS = 0.1
 
 
 class LoadError(Exception):
@@ -64,10 +66,13 @@ class Generator:
             yield run
 
     @contextmanager
-    def hold(self, port: int, service: Service, *, sessions: int) -> "Iterator[Run]":
-        """Hold so many sessions that were opened one after the other, until the run is asked for its result. Raises LoadError."""
+    def hold(self, port: int, service: Service, *, sessions: int, meanwhile: Callable[[], object]) -> "Iterator[Run]":
+        """Hold so many sessions that were opened one after the other, until the run is asked for its result. Raises LoadError.
+
+        While they are opened, `meanwhile` is called every now and then.
+        """
         with self._running(service, "held", "127.0.0.1", port, sessions) as run:
-            run.wait_until_held()
+            run.wait_until_held(meanwhile)
             yield run
 
     @contextmanager
@@ -104,9 +109,11 @@ class Run:
         self._process = process
         self._raw = raw
 
-    def wait_until_held(self) -> None:
+    def wait_until_held(self, meanwhile: Callable[[], object]) -> None:
         """Return when all sessions are held. Raises LoadError when one could not be opened."""
         assert self._process.stderr is not None
+        while not select.select([self._process.stderr], [], [], MEANWHILE_SECONDS)[0]:
+            meanwhile()
         said = self._process.stderr.readline()
         if said != b"held\n":
             raise LoadError(said.decode().strip() or "the load generator ended")

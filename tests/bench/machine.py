@@ -1,21 +1,14 @@
-"""The machine: which core is whose, how much memory is left, and what else a reader of figures must know of it."""
+"""The machine: which core is whose, and what a reader of figures must know of it."""
 
-import mmap
 import os
 import platform
 import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
-SETTLE_SECONDS = 10.0
-SETTLE_PAUSE = 0.3
-SETTLE_BYTES = 500_000
-TOUCH_SHARE = 0.75
-TOUCH_PIECE = 256 << 20
+from tests.bench.memory import available_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,41 +40,6 @@ class Cores:
         os.sched_setaffinity(0, {self.load})
 
 
-def available_bytes() -> int:
-    """Return the kernel's MemAvailable, and the free pages that MemAvailable leaves out: those that each core keeps for itself.
-
-    The pages of processes that ended go to their core's list, and the next processes take theirs from there. These lists hold some
-    hundreds of megabytes: without them, a hundred sessions would seem to need nothing at all (/proc/zoneinfo, "pagesets").
-    """
-    facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    kept = sum(int(line.split()[1]) for line in Path("/proc/zoneinfo").read_text().splitlines() if line.lstrip().startswith("count:"))
-    return int(facts["MemAvailable"].split()[0]) * 1024 + kept * PAGE
-
-
-def settled_available_bytes() -> int:
-    """Return what is available once it has come to rest: the kernel frees what dead processes had some time after they have gone."""
-    end, before = time.monotonic() + SETTLE_SECONDS, available_bytes()
-    while True:
-        time.sleep(SETTLE_PAUSE)
-        now = available_bytes()
-        if abs(now - before) <= SETTLE_BYTES or time.monotonic() > end:
-            return now
-        before = now
-
-
-def touch(size: int) -> None:
-    """Write to so much memory, as far as there is, and give it back.
-
-    A hypervisor may have taken back what the machine does not use. The next page that is then needed costs several times as much as one
-    that is there (12 µs and 3 µs where this was found), and the sessions after the first thousand would seem to be slow to open.
-    """
-    size = min(size, int(available_bytes() * TOUCH_SHARE))
-    with ExitStack() as touched:
-        # In pieces, so that Ctrl-C need not wait for all of it.
-        for _ in range(0, size, TOUCH_PIECE):
-            touched.enter_context(mmap.mmap(-1, TOUCH_PIECE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE))
-
-
 def first_line(*command: str) -> str:
     """Return the first line that a command prints, on either stream; "" when it cannot be run."""
     try:
@@ -89,6 +47,11 @@ def first_line(*command: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip().partition("\n")[0]
+
+
+def scanned() -> bool:
+    """Say whether DAMON's kernel thread runs: it walks every mapping of a page, of which workers of one mold have thousands."""
+    return any(comm.read_text().startswith("kdamond") for comm in Path("/proc").glob("[0-9]*/comm"))
 
 
 def environment(python: str, cores: Cores) -> dict[str, str]:
@@ -102,6 +65,7 @@ def environment(python: str, cores: Cores) -> dict[str, str]:
         "processor": f"{os.cpu_count()} of {model[0] if model else platform.machine()}",
         "cores": f"servers on core {cores.server}, load generator on core {cores.load}",
         "memory": f"{available_bytes() / 1e9:.1f} GB available",
+        "page scanner": "kdamond, which disturbs thousands of processes that share pages" if scanned() else "none",
         "python": first_line(python, "-c", "import sys; print(sys.version.split()[0])"),
         "poold": first_line(python, "-c", "import poold; print(poold.__version__)")
         + (f" ({commit}{', changed since' if changed else ''})" if commit else ""),
