@@ -54,12 +54,21 @@ def scanned() -> bool:
     return any(comm.read_text().startswith("kdamond") for comm in Path("/proc").glob("[0-9]*/comm"))
 
 
+def measured_poold(python: str) -> str:
+    """Return which poold an interpreter runs: its version, and its commit where it is this checkout's."""
+    version = first_line(python, "-P", "-c", "import poold; print(poold.__version__)")
+    file = Path(first_line(python, "-P", "-c", "import poold; print(poold.__file__)"))
+    root = Path(__file__).parents[2]
+    if not file.is_relative_to(root / "poold"):
+        return f"{version}, installed"
+    commit = first_line("git", "-C", str(root), "rev-parse", "--short", "HEAD")
+    changed = first_line("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no", "--", "poold")
+    return f"{version}, {commit}{', changed since' if changed else ''}"
+
+
 def environment(python: str, cores: Cores) -> dict[str, str]:
     """Return what the figures depend on besides the servers themselves."""
     model = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    here = Path(__file__).parent
-    commit = first_line("git", "-C", str(here), "rev-parse", "--short", "HEAD")
-    changed = first_line("git", "-C", str(here), "status", "--porcelain", "--untracked-files=no", "--", "../../poold")
     return {
         "kernel": platform.release(),
         "processor": f"{os.cpu_count()} of {model[0] if model else platform.machine()}",
@@ -67,6 +76,5 @@ def environment(python: str, cores: Cores) -> dict[str, str]:
         "memory": f"{available_bytes() / 1e9:.1f} GB available",
         "page scanner": "kdamond, which disturbs thousands of processes that share pages" if scanned() else "none",
         "python": first_line(python, "-c", "import sys; print(sys.version.split()[0])"),
-        "poold": first_line(python, "-c", "import poold; print(poold.__version__)")
-        + (f" ({commit}{', changed since' if changed else ''})" if commit else ""),
+        "poold": measured_poold(python),
     }
