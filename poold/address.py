@@ -12,6 +12,7 @@ from enum import StrEnum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+    import _socket
     from typing import Any
 
 # sun_path holds 108 bytes, the last one a terminating zero (unix(7)).
@@ -143,7 +144,7 @@ class Endpoint:
         return cls(family, host=unmapped(raw[0]), port=raw[1], raw=raw)
 
     @classmethod
-    def unix_peer(cls, connection: socket.socket) -> Endpoint:
+    def unix_peer(cls, connection: _socket.socket) -> Endpoint:
         """Describe the client of a unix socket by the credentials it had when it connected (SO_PEERCRED, unix(7))."""
         pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         return cls(int(socket.AF_UNIX), pid=pid, uid=uid, gid=gid, raw="")

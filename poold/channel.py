@@ -6,14 +6,15 @@ comes from a child is gossip: bounded, checked, and about that child alone, beca
 Master → mold    Order: slot, incarnation; descriptor: the worker's end of a new channel
 Mold → master    Hello: version · Ready: threads (0 or 1) · Failed: text · Answer: slot, incarnation, pid, errno
 Master → worker  Assignment: session, family, peer, listener; descriptor: the connection. EOF: leave
-Worker → master  Report: BORN version · READY · ACK session · NACK session, errno · EXEC session · NOEXEC session, errno ·
-                 DONE session, outcome
+Worker → master  Report: BORN version, ready (0 or 1) · READY · ACK session · NACK session, errno · EXEC session ·
+                 NOEXEC session, errno · DONE session, outcome
 
 The kernel's word for a worker's pid comes with every report (SO_PASSCRED, unix(7)).
 """
 
 from __future__ import annotations
 
+import _socket
 import os
 import socket
 import struct
@@ -24,6 +25,9 @@ from poold.errors import ProtocolError
 _CREDENTIALS = struct.Struct("3i")
 _CREDENTIALS_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size)
 _DESCRIPTOR_SPACE = socket.CMSG_SPACE(struct.calcsize("i"))
+
+# The compiled socket itself: what the module socket wraps around it costs a worker pages at its birth, and the master time at each.
+Wire = _socket.socket
 
 # A report is at most this long; a longer one breaks the protocol.
 REPORT_MAX = 64
@@ -49,7 +53,10 @@ _REPORT = struct.Struct("<BxxxiQ")
 
 
 class Report:
-    """What a worker says. `number` is an errno or, with DONE, an `Outcome`; `pid` is the kernel's word for who says it."""
+    """What a worker says. `number` is an errno; with BORN, 1 for ready as well; with DONE, an `Outcome`.
+
+    `pid` is the kernel's word for who says it.
+    """
 
     __slots__ = ("number", "pid", "session", "version", "word")
 
@@ -107,20 +114,25 @@ class Assignment:
         return cls(session=session, family=family, host=host, port=port, flow=flow, scope=scope, listener=listener)
 
 
-def pair() -> tuple[socket.socket, socket.socket]:
+def pair() -> tuple[Wire, Wire]:
     """Return the master's end, which does not block and learns who speaks, and the child's. Raises OSError."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     return ours, theirs
 
 
-def send_with(end: socket.socket, data: bytes, fd: int) -> None:
+def wire(fd: int) -> Wire:
+    """Return the end of a pair that this descriptor is, and own it."""
+    return Wire(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
+
+
+def send_with(end: Wire, data: bytes, fd: int) -> None:
     """Send one message with one descriptor; the caller still owns it. Raises OSError."""
     end.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))], socket.MSG_NOSIGNAL)
 
 
-def receive_with(end: socket.socket, size: int) -> tuple[bytes, int | None]:
+def receive_with(end: Wire, size: int) -> tuple[bytes, int | None]:
     """Wait for one message with one descriptor, which the caller then owns; (b"", None) is EOF.
 
     A message without its descriptor (this process is at its limit of open files: recvmsg(2), MSG_CTRUNC) gives None.
@@ -139,7 +151,7 @@ def receive_with(end: socket.socket, size: int) -> tuple[bytes, int | None]:
     return data, fds[0] if fds else None
 
 
-def receive_report(end: socket.socket) -> Report | None:
+def receive_report(end: Wire) -> Report | None:
     """Return the next report; None is EOF. Raises BlockingIOError when there is none, ProtocolError, OSError."""
     data, ancillary, flags, _ = end.recvmsg(REPORT_MAX, _CREDENTIALS_SPACE)
     if not data and not ancillary:
@@ -202,7 +214,7 @@ def mold_report(word: MoldWord, *, slot: int = 0, incarnation: int = 0, pid: int
     return _ANSWER.pack(word, slot, incarnation, pid, number) + text.encode("utf-8", "backslashreplace")[:MOLD_TEXT_MAX]
 
 
-def receive_mold_report(end: socket.socket) -> MoldReport | None:
+def receive_mold_report(end: Wire) -> MoldReport | None:
     """Return what a mold said next; None is EOF. Raises BlockingIOError when there is nothing, ProtocolError, OSError."""
     data = end.recv(_ANSWER.size + MOLD_TEXT_MAX)
     if not data:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from poold import __version__
 from poold.errors import ConfigError, ExitCode
-from poold.log import log
+from poold.log import is_journal, log
 
 if TYPE_CHECKING:
     from poold.master.signals import Inbox
@@ -153,11 +153,12 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def _refuse(error: ConfigError | OSError | LookupError) -> int:
+    priority = "<3>" if is_journal(2) else ""
     if isinstance(error, ConfigError):
         for problem in error.problems:
-            print(f"poold: {error.file + ': ' if error.file else ''}{problem}", file=sys.stderr)
+            print(f"{priority}poold: {error.file + ': ' if error.file else ''}{problem}", file=sys.stderr)
     else:
-        print(f"poold: {error}", file=sys.stderr)
+        print(f"{priority}poold: {error}", file=sys.stderr)
     return ExitCode.FAILED
 
 
@@ -167,9 +168,15 @@ def _places(arguments: argparse.Namespace) -> list[Path]:
         return [arguments.socket]
     from poold.settings import file as settings
 
-    file, text, _ = settings.find(arguments.file, os.environ)
-    chosen = settings.load(text, file).control.socket
-    return [Path(chosen)] if chosen is not None else settings.control_candidates(os.environ, os.geteuid())
+    candidates = settings.control_candidates(os.environ, os.geteuid())
+    try:
+        file, text, _ = settings.find(arguments.file, os.environ)
+        chosen = settings.load(text, file).control.socket
+    except ConfigError as error:
+        # The daemon runs with what it read before; it may be where one is by default, and say more about them.
+        _refuse(error)
+        return candidates
+    return [Path(chosen)] if chosen is not None else candidates
 
 
 def _call(arguments: argparse.Namespace, request: dict[str, object], *, seconds: float) -> dict[str, Any] | None:

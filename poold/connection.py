@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import socket as socketlib
 
+from poold.address import Endpoint
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
     import io
     from collections.abc import Mapping
     from typing import Any, Protocol
-
-    from poold.address import Endpoint
 
     class Desk(Protocol):
         """What a connection asks of the worker that serves it."""
@@ -35,19 +35,17 @@ class Connection:
     """One accepted connection and what poold knows of it.
 
     `socket` is a connected, blocking `socket.socket`. poold closes it when the handler has returned; a handler may close it
-    before. `peer` and `local` are `poold.address.Endpoint`s, `listener` the listener's name, `id` unique in the daemon's
-    life. `options` is the table `[server.options]`. `tls` is the client's certificate or None.
+    before. `peer` is a `poold.address.Endpoint`, `listener` the listener's name, `id` unique in the daemon's life. `options` is the table
+    `[server.options]`. `tls` is the client's certificate or None.
     """
 
-    __slots__ = ("_desk", "_reader", "_writer", "id", "listener", "local", "options", "peer", "socket", "tls")
+    __slots__ = ("_desk", "_local", "_reader", "_writer", "id", "listener", "options", "peer", "socket", "tls")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 -- a call with keywords makes a dictionary of them, in each worker
         self,
         socket: socketlib.socket,
-        *,
         id: int,
         peer: Endpoint,
-        local: Endpoint,
         listener: str,
         options: Mapping[str, Any],
         desk: Desk,
@@ -55,13 +53,20 @@ class Connection:
         self.socket = socket
         self.id = id
         self.peer = peer
-        self.local = local
         self.listener = listener
         self.options = options
         self.tls: Mapping[str, Any] | None = None
         self._desk = desk
+        self._local: Endpoint | None = None
         self._reader: io.BufferedReader | None = None
         self._writer: io.BufferedWriter | None = None
+
+    @property
+    def local(self) -> Endpoint:
+        """Our end, looked up on first use. Raises OSError when the socket was closed before that."""
+        if self._local is None:
+            self._local = Endpoint.of(self.socket.family, self.socket.getsockname())
+        return self._local
 
     @property
     def reader(self) -> io.BufferedReader:
@@ -83,11 +88,14 @@ class Connection:
         return self._desk.stopping()
 
     def set_status(self, text: str) -> None:
-        """Show `text` in `poold ps` and in the process title; control characters are removed, long texts cut."""
+        """Show `text` in `poold ps` and in the process title; control characters are removed, long texts cut.
+
+        Raises OSError when the handler has closed the descriptor of the activity pages before its first use.
+        """
         self._desk.set_status(text)
 
     def extend_deadline(self, seconds: float) -> None:
-        """Move the idle and the session deadline to now + `seconds` where that is later than they are."""
+        """Move the idle and the session deadline to now + `seconds` where that is later than they are. Raises as `set_status`."""
         self._desk.extend_deadline(seconds)
 
     def close(self) -> None:

@@ -52,7 +52,7 @@ class Log:
         self._fd = fd
         self._json = False
         self._threshold = LEVELS["info"]
-        self._journal = False
+        self.journal = False
         self._windows: dict[str, list[float]] = {}
         self._poll = poll()
         self._poll.register(fd, POLLOUT)
@@ -60,11 +60,14 @@ class Log:
         self._torn = False
         self.dropped = 0
 
-    def configure(self, *, format: str, level: str) -> None:
-        """Set the format ("text" or "json") and the least level that is written."""
+    def configure(self, *, format: str, level: str, journal: bool | None = None) -> None:
+        """Set the format ("text" or "json") and the least level that is written.
+
+        `journal` says whether the stream is the journal's, which wants priorities and has its own time; None: find out.
+        """
         self._json = format == "json"
         self._threshold = LEVELS[level]
-        self._journal = is_journal(self._fd)
+        self.journal = is_journal(self._fd) if journal is None else journal
         try:
             mode = os.fstat(self._fd).st_mode
         except OSError:
@@ -102,8 +105,8 @@ class Log:
         if self._json:
             line = _as_json(now, level, event, fields)
         else:
-            line = _as_text(None if self._journal else now, level, event, fields)
-        if self._journal:
+            line = _as_text(None if self.journal else now, level, event, fields)
+        if self.journal:
             line = f"<{LEVELS[level]}>{line}"
         self.write(line.encode("utf-8", "backslashreplace") + b"\n")
 

@@ -1,12 +1,13 @@
 """Two shared memories that workers see: the phase page and their own activity page.
 
-Loaded by the mold, so it imports little. `phase` is one page that the master writes and workers map read-only. `activity` has
-one page a slot: a worker maps its own and closes the descriptor, so that it cannot reach another's (mmap(2), offset). What
-the master reads there is gossip: it may change that session's own fate and nothing else.
+Loaded by the mold, so it imports little. `phase` is one page that the master writes; the mold maps it read-only, once for all its
+workers. `activity` has one page a slot: a worker maps its own (mmap(2), offset) when it has something to say, which most never have.
+What the master reads there is gossip: it may change that session's own fate and nothing else.
 
 Phase page:     0 draining (8 bytes: 0 or 1)
 Activity page:  0 broken pipe left the handler (8 bytes: 0 or 1)   8 deadline asked for (double, CLOCK_MONOTONIC, 0 = none)
                 16 length of the status text (8 bytes)             24 the text, UTF-8, at most 200 bytes
+                224 pid of the worker whose page it is (8 bytes): the rest counts only for that one
 """
 
 import ctypes
@@ -16,7 +17,7 @@ import struct
 PAGE = os.sysconf("SC_PAGE_SIZE")
 STATUS_AT = 24
 STATUS_MAX = 200
-USED = STATUS_AT + STATUS_MAX
+OWNER_AT = STATUS_AT + STATUS_MAX
 _DOUBLE = struct.Struct("<d")
 
 _PROT_READ, _PROT_WRITE, _MAP_SHARED = 1, 2, 1
@@ -52,7 +53,7 @@ class Phase:
 
 
 class PhaseView:
-    """A worker's side of the phase page."""
+    """A worker's side of the phase page, mapped by its mold."""
 
     def __init__(self, fd: int) -> None:
         self._map = _mapped(fd)
@@ -63,11 +64,12 @@ class PhaseView:
 
 
 class Activity:
-    """A worker's own page. Its slot may have had another worker before, so the page is wiped first."""
+    """A worker's own page. Its slot may have had another worker before, so the page is wiped first and then signed."""
 
     def __init__(self, fd: int, slot: int) -> None:
         self._map = _mapped(fd, offset=slot * PAGE, writable=True)
-        self._map[0:USED] = bytes(USED)
+        self._map[0 : OWNER_AT + 8] = bytes(OWNER_AT + 8)
+        self._map[OWNER_AT : OWNER_AT + 8] = os.getpid().to_bytes(8, "little")
 
     def client_gone(self) -> None:
         """Note that a broken pipe or a reset left the handler."""
@@ -91,17 +93,23 @@ class ActivityView:
     def __init__(self, fd: int, slots: int) -> None:
         self._map = _mapped(fd, size=slots * PAGE)
 
-    def client_gone(self, slot: int) -> bool:
-        """Say whether the worker in this slot noted that its client had gone."""
-        return self._map[slot * PAGE] != 0
+    def _signed(self, slot: int, pid: int) -> bool:
+        at = slot * PAGE + OWNER_AT
+        return int.from_bytes(self._map[at : at + 8], "little") == pid
 
-    def deadline(self, slot: int) -> float:
+    def client_gone(self, slot: int, pid: int) -> bool:
+        """Say whether the worker in this slot noted that its client had gone."""
+        return self._map[slot * PAGE] != 0 and self._signed(slot, pid)
+
+    def deadline(self, slot: int, pid: int) -> float:
         """Return the deadline that the worker in this slot asks for, 0.0 for none."""
         at: float = _DOUBLE.unpack_from(self._map, slot * PAGE + 8)[0]
-        return at if 0 <= at < float("inf") else 0.0
+        return at if 0 <= at < float("inf") and self._signed(slot, pid) else 0.0
 
-    def status(self, slot: int) -> str:
+    def status(self, slot: int, pid: int) -> str:
         """Return the status text of the worker in this slot."""
+        if not self._signed(slot, pid):
+            return ""
         at = slot * PAGE
         length = min(int.from_bytes(self._map[at + 16 : at + 24], "little"), STATUS_MAX)
         text = bytes(self._map[at + STATUS_AT : at + STATUS_AT + length]).decode("utf-8", "replace")

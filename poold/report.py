@@ -135,7 +135,7 @@ def _child(view: View, row: Row, names: list[str]) -> dict[str, Any]:
         "generation": row.generation,
         "cpu_seconds": cpu,
         "memory_bytes": memory,
-        "status": view.activity.status(row.slot) if row.kind is Kind.WORKER and serving else "",
+        "status": view.activity.status(row.slot, row.pid) if row.kind is Kind.WORKER and serving else "",
     }
 
 

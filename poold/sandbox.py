@@ -17,11 +17,13 @@ if TYPE_CHECKING:  # without loading typing, whose weight every worker would car
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_libc = ctypes.CDLL(None, use_errno=True)
+_TERM = int(signal.SIGTERM)
+# Looked up once, before any clone.
+_call_prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
 def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+    if _call_prctl(option, ctypes.c_ulong(value), None, None, None) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
@@ -56,7 +58,7 @@ def die_with(parent: int) -> bool:
 
     To be called after the last change of user, which clears it.
     """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _prctl(_PR_SET_PDEATHSIG, _TERM)
     return os.getppid() == parent
 
 

@@ -281,24 +281,30 @@ class Table:
         seal(self.fd)
         self._used = 0
 
-    def write(self, row: Row) -> None:
-        """Show a row."""
+    def write(
+        self,
+        slot: int,
+        *,
+        pid: int,
+        kind: Kind,
+        state: State,
+        listener: int,
+        incarnation: int,
+        generation: int,
+        session: int,
+        born_at: float,
+        session_at: float,
+        peer: str,
+    ) -> None:
+        """Show a child as `Row` describes it."""
+        name = peer.encode("utf-8", "replace")[:56]
         packed = ROW.pack(
-            row.pid,
-            KIND_NUMBER[row.kind],
-            STATE_NUMBER[row.state],
-            row.listener,
-            row.incarnation,
-            row.generation,
-            row.session,
-            row.born_at,
-            row.session_at,
-            row.peer.encode("utf-8", "replace")[:56],
+            pid, KIND_NUMBER[kind], STATE_NUMBER[state], listener, incarnation, generation, session, born_at, session_at, name
         )
-        at = TABLE_HEAD + row.slot * ROW_SIZE
+        at = TABLE_HEAD + slot * ROW_SIZE
         self._map[at : at + ROW.size + 4] = packed + ROW_CHECK.pack(crc32(packed))
-        if row.slot >= self._used:
-            self._used = row.slot + 1
+        if slot >= self._used:
+            self._used = slot + 1
             self._map[0:8] = self._used.to_bytes(8, "little")
 
     def clear(self, slot: int) -> None:

@@ -104,6 +104,7 @@ HURTING = {
         "poold.master.signals",
         "poold.mold.main",
         "poold.worker.main",
+        "poold.worker.rehearsal",
         "poold.exporter.main",
     },
     r"os\.(kill|killpg)": {"poold.master.ladder", "poold.master.probe"},

@@ -63,7 +63,7 @@ if certificate:
     context.load_cert_chain(certificate)
     client = context.wrap_socket(client, server_side=True)
 here = Endpoint.of(socket.AF_UNIX, "")
-connection = Connection(client, id=number, peer=here, local=here, listener="test", options=options, desk=Desk())
+connection = Connection(client, id=number, peer=here, listener="test", options=options, desk=Desk())
 try:
     chat.serve(connection)
 except ConnectionError:

@@ -51,6 +51,13 @@ def test_time_is_up(poold: Poold) -> None:
     assert not daemon.events("child_failed")
 
 
+def test_nobody_there(poold: Poold) -> None:
+    """With no session, no spare and nobody in the queue, there is nothing to wait for."""
+    daemon = poold(options={"timeouts.drain": 3600, "pool.min_spare": 0, "pool.max_spare": 0}).start()
+    daemon.kill(signal.SIGTERM)
+    assert daemon.wait() == 0
+
+
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_second_signal_stops_now(poold: Poold, second: signal.Signals) -> None:
     """A second signal during a drain ends the sessions at once; they count as killed."""

@@ -33,10 +33,9 @@ def pair() -> Iterator[tuple[socket.socket, Connection]]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname(), timeout=DEADLINE)
         accepted, peer = listener.accept()
-    here = Endpoint.of(socket.AF_INET, accepted.getsockname())
     there = Endpoint.of(socket.AF_INET, peer)
     with client, accepted:
-        yield client, Connection(accepted, id=1, peer=there, local=here, listener="test", options={}, desk=Desk())
+        yield client, Connection(accepted, id=1, peer=there, listener="test", options={}, desk=Desk())
 
 
 def received(client: socket.socket) -> bytes:

@@ -247,6 +247,7 @@ def test_weight_of_the_mold(poold: Poold) -> None:
         "poold.worker",
         "poold.worker.adapters",
         "poold.worker.main",
+        "poold.worker.rehearsal",
     }
     bare = subprocess.run([sys.executable, "-P", "-c", "import sys; print(*sys.modules)"], capture_output=True, text=True, check=True)
     # A stray import shows here before it shows in a benchmark.
@@ -254,11 +255,11 @@ def test_weight_of_the_mold(poold: Poold) -> None:
 
 
 def test_only_named_descriptors_reach_mold_and_exporter(poold: Poold) -> None:
-    """A mold holds its channel and the shared pages; an exporter its listener and its lifeline; neither a client's listener."""
+    """A mold holds its channel and the activity pages, an exporter its listener and its lifeline; neither a client's listener."""
     daemon = poold().start()
     mold, [exporter] = mold_of(daemon), [row["pid"] for row in daemon.children("exporter")]
     assert sorted(re.sub(r":\[.*| .*|/memfd:", "", name) for name in open_files(mold).values() if name != str(daemon.log)) == sorted(
-        ["/dev/null", "socket", "poold-activity", "poold-phase"]
+        ["/dev/null", "socket", "poold-activity"]
     )
     listening = os.stat(f"/proc/{daemon.master}/fd/{_fd_of_listener(daemon)}").st_ino
     for pid in (mold, exporter):

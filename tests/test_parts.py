@@ -1,11 +1,12 @@
 """Deadlines, throttle, wire formats, shared memories, log lines: the parts that need no process to be tried."""
 
+import dataclasses
 import json
 import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 from hypothesis import given
@@ -85,17 +86,17 @@ def test_assignment_survives_the_wire(session: int, port: int, flow: int, host: 
 
 
 @contextmanager
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+def ends() -> Iterator[tuple[channel.Wire, channel.Wire]]:
     """Two ends of a channel."""
     ours, theirs = channel.pair()
-    with ours, theirs:
+    with closing(ours), closing(theirs):
         yield ours, theirs
 
 
 @given(st.binary(min_size=1, max_size=200))
 def test_reports_are_gossip(data: bytes) -> None:
     """Whatever a child sends is a report that says who sent it, or a broken protocol, and nothing else."""
-    with pair() as (ours, theirs):
+    with ends() as (ours, theirs):
         theirs.send(data)
         try:
             report = channel.receive_report(ours)
@@ -109,7 +110,7 @@ def test_reports_are_gossip(data: bytes) -> None:
 @given(st.binary(min_size=1, max_size=10_000))
 def test_mold_reports_are_gossip(data: bytes) -> None:
     """Whatever a mold sends is a report or a broken protocol."""
-    with pair() as (ours, theirs):
+    with ends() as (ours, theirs):
         theirs.send(data)
         try:
             report = channel.receive_mold_report(ours)
@@ -121,7 +122,7 @@ def test_mold_reports_are_gossip(data: bytes) -> None:
 
 def test_descriptor_passes_close_on_exec() -> None:
     """A descriptor that came through a channel is not inherited by programs, and EOF is told from a message without one."""
-    with pair() as (ours, theirs), open(os.devnull) as null:
+    with ends() as (ours, theirs), open(os.devnull) as null:
         channel.send_with(ours, b"take this", null.fileno())
         data, fd = channel.receive_with(theirs, 100)
         assert data == b"take this"
@@ -197,7 +198,8 @@ def test_rows() -> None:
         Row(slot, 1000 + slot, Kind.WORKER, State.SERVING, 3, 7, 2, 99, 1.5, 2.5, f"[2001:db8::{slot}]:65535") for slot in (16, 20, 65_000)
     ]
     for row in rows:
-        table.write(row)
+        values = dataclasses.asdict(row)
+        table.write(values.pop("slot"), **values)
     assert view.rows() == rows
     table.clear(20)
     assert view.rows() == [rows[0], rows[2]]
@@ -209,19 +211,22 @@ def test_pages() -> None:
     fd = shared_memory("activity", 3 * PAGE)
     view = ActivityView(fd, 3)
     page = Activity(fd, 1)
-    assert (view.client_gone(1), view.deadline(1), view.status(1)) == (False, 0.0, "")
+    us = os.getpid()
+    assert (view.client_gone(1, us), view.deadline(1, us), view.status(1, us)) == (False, 0.0, "")
     page.client_gone()
     page.extend_deadline(12.5)
     page.set_status("täglich\x07 " + "x" * 500)
-    assert (view.client_gone(1), view.deadline(1)) == (True, 12.5)
-    assert view.status(1).startswith("täglich xx")
-    assert (view.client_gone(0), view.status(2)) == (False, "")
+    assert (view.client_gone(1, us), view.deadline(1, us)) == (True, 12.5)
+    assert view.status(1, us).startswith("täglich xx")
+    assert (view.client_gone(0, us), view.status(2, us)) == (False, "")
+    # The slot's next worker has said nothing yet: what stands there is not its own.
+    assert (view.client_gone(1, us + 1), view.deadline(1, us + 1), view.status(1, us + 1)) == (False, 0.0, "")
     page.extend_deadline(float("nan"))
-    assert view.deadline(1) == 0.0
+    assert view.deadline(1, us) == 0.0
     page.set_status("short")
-    assert view.status(1) == "short"
+    assert view.status(1, us) == "short"
     Activity(fd, 1)
-    assert (view.client_gone(1), view.deadline(1), view.status(1)) == (False, 0.0, "")
+    assert (view.client_gone(1, us), view.deadline(1, us), view.status(1, us)) == (False, 0.0, "")
     os.close(fd)
 
 

@@ -200,7 +200,7 @@ def test_sources_of_late_output(poold: Poold) -> None:
 
 
 def test_descriptors_of_echo(poold: Poold) -> None:
-    """A worker that serves echo has 0, 1, 2 and its connection; a spare has its channel; neither has anything else."""
+    """A worker has 0, 1, 2, the activity pages, and its connection or, as a spare, its channel; nothing else."""
     daemon = poold(options={"server.handler": "poold.handlers.echo:serve", "pool.min_spare": 1}).start()
     with daemon.connect() as client:
         assert client.ask("hello") == "hello"
@@ -211,7 +211,8 @@ def test_descriptors_of_echo(poold: Poold) -> None:
             files = {int(fd): os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
             assert files.pop(0) == "/dev/null"
             assert files.pop(1) == files.pop(2) == str(daemon.log)
-            [remaining] = files.values()
+            memory, remaining = sorted(files.values())
+            assert memory.startswith("/memfd:poold-activity")
             assert remaining.startswith("socket:")
         local = client.socket.getsockname()
         assert title(serving) == f"poold: echo {local[0]}:{local[1]}"

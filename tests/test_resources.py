@@ -339,15 +339,15 @@ def test_reload_that_fails_half_way(poold: Poold, calls: str, error: str, when: 
 
 
 def test_descriptors_of_children(poold: Poold) -> None:
-    """Spares and serving workers have 0, 1, 2 and one socket that is theirs alone: nothing of the master's, nor of each other's."""
+    """Spares and serving workers have 0, 1, 2, the activity pages and one socket that is theirs alone, nor any of each other's."""
     daemon = poold(options={"pool.min_spare": 2}).start()
     with daemon.connect() as one, daemon.connect() as two:
         pids = [int(one.ask("pid")), int(two.ask("pid")), *spares_of(daemon, 2)]
         taken = {file for file in open_files(daemon.pid).values() if file.startswith("socket:")}
         for pid in pids:
             files = open_files(pid)
-            [own] = (file for fd, file in files.items() if fd > 2)
-            assert len(files) == 4
+            [own] = (file for fd, file in files.items() if fd > 2 and not file.startswith("/memfd:poold-activity"))
+            assert len(files) == 5
             assert own.startswith("socket:")
             assert own not in taken
             taken.add(own)
@@ -357,7 +357,7 @@ def test_descriptors_of_a_worker_that_goes_on(poold: Poold) -> None:
     """A worker that serves several connections has its channel besides."""
     options = {"pool.connections_per_child": 2, "pool.max_children": 1, "pool.min_spare": 0, "pool.max_spare": 1}
     daemon = poold(options=options).start()
-    for expected in (5, 4):
+    for expected in (6, 5):
         with daemon.connect() as client:
             assert len(open_files(int(client.ask("pid")))) == expected
             client.finish()

@@ -28,13 +28,13 @@ def test_serves_and_counts(poold: Poold) -> None:
 
 
 def test_facts_of_a_worker(poold: Poold) -> None:
-    """A serving worker is the master's own child, leads a session, and has 0, 1, 2 and its connection, nothing else."""
+    """A serving worker is the master's own child, leads a session, and has 0, 1, 2, its connection and the activity pages, nothing else."""
     daemon = poold().start()
     with daemon.connect() as client:
         facts = json.loads(client.ask("facts"))
         # One descriptor is that of the listing itself.
         fds = os.listdir(f"/proc/{facts['pid']}/fd")
-        assert len(fds) == 4
+        assert len(fds) == 5
         assert facts["ppid"] == daemon.master
         assert facts["sid"] == facts["pid"]
         assert facts["cwd"] == "/"

@@ -269,7 +269,7 @@ def main() -> None:
     set_title("exporter")
     with open(fds["settings"], "rb") as file:
         settings = json.loads(file.read())
-    log.configure(format=settings["log_format"], level=settings["log_level"])
+    log.configure(format=settings["log_format"], level=settings["log_level"], journal=settings["log_journal"])
     resource.setrlimit(resource.RLIMIT_NOFILE, tuple(settings["nofile"]))
     view = CountersView(fds["counters"])
     os.close(fds["counters"])

@@ -7,6 +7,7 @@ open may be a worker that died before it could say so: it is kept until its orde
 
 import errno
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from resource import struct_rusage
 
@@ -65,10 +66,13 @@ class Births:
     throttle: Throttle = field(default_factory=Throttle)
     open: dict[int, Child] = field(default_factory=dict)
     unclaimed: dict[int, Exit] = field(default_factory=dict)
+    # How many orders are open, by generation.
+    by_generation: Counter[int] = field(default_factory=Counter)
 
     def begin(self, child: Child) -> None:
         """Note that an order was sent for this child."""
         self.open[child.slot] = child
+        self.by_generation[child.generation] += 1
 
     def failed(self, now: float, *, number: int, why: str) -> None:
         """Slow down after a birth that failed with this errno (0: the worker died), with one line until one succeeds."""
@@ -129,7 +133,11 @@ class Births:
 
     def close(self, child: Child) -> None:
         """Forget an order, however it ended."""
-        self.open.pop(child.slot, None)
+        if self.open.get(child.slot) is child:
+            del self.open[child.slot]
+            self.by_generation[child.generation] -= 1
+            if not self.by_generation[child.generation]:
+                del self.by_generation[child.generation]
 
     def exited(self, exit: Exit) -> None:
         """Keep an exit that belongs to no row yet."""

@@ -5,11 +5,11 @@ come before its row. Transitions are data; an illegal one raises and changes not
 """
 
 import heapq
-import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from poold.channel import Wire
 from poold.errors import InternalError
 from poold.master.deadlines import Deadline
 from poold.master.sessions import Session
@@ -50,7 +50,7 @@ class Child:
     named_pid: int = 0
     # Its exit has been seen: it is a zombie that is about to be reaped.
     exiting: bool = False
-    channel: socket.socket | None = None
+    channel: Wire | None = None
     deadline: Deadline | None = None
 
     @property
@@ -71,8 +71,8 @@ class ChildTable:
     # Born children only, by kind and state: an order to the mold is not a child.
     census: Counter[tuple[Kind, State]] = field(default_factory=Counter)
     workers: int = 0
-    # Told of every change of a born child, with True when it is removed.
-    changed: Callable[[Child, bool], object] = lambda child, removed: None
+    # Told of every change of a born child: the state it was in before, if it was; True when it is removed.
+    changed: Callable[[Child, State | None, bool], object] = lambda child, before, removed: None
 
     def claim(self, kind: Kind, *, generation: int, now: float) -> Child:
         """Take a slot for a child that is about to be made. Raises LookupError when every slot is taken."""
@@ -100,18 +100,17 @@ class ChildTable:
         child.pid = pid
         self._pids[pid] = child
         self.census[child.kind, child.state] += 1
-        self.changed(child, False)
+        self.changed(child, None, False)
 
     def move(self, child: Child, state: State) -> None:
         """Change a child's state."""
         if state not in TRANSITIONS[child.state]:
             raise InternalError(f"a child that is {child.state} cannot become {state}")
+        before, child.state = child.state, state
         if child.pid:
-            self.census[child.kind, child.state] -= 1
+            self.census[child.kind, before] -= 1
             self.census[child.kind, state] += 1
-        child.state = state
-        if child.pid:
-            self.changed(child, False)
+            self.changed(child, before, False)
 
     def assign(self, child: Child, session: Session) -> None:
         """Give a spare its session."""
@@ -135,7 +134,7 @@ class ChildTable:
         if child.pid:
             del self._pids[child.pid]
             self.census[child.kind, child.state] -= 1
-            self.changed(child, True)
+            self.changed(child, None, True)
         if child.kind is Kind.WORKER:
             self.workers -= 1
             heapq.heappush(self._free, child.slot)

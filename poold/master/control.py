@@ -71,7 +71,7 @@ class Control:
             return
         except OSError as error:
             log.warning("control_refused", error=error.strerror)
-            self._loop.unwatch(self._opened.socket)
+            self._loop.forget(self._opened.socket)
             self._loop.after(PAUSE, self._watch)
             return
         accepted.setblocking(False)
@@ -149,7 +149,7 @@ class Control:
         self._clients.remove(client)
         if client.deadline is not None:
             client.deadline.cancel()
-        self._loop.unwatch(client.socket)
+        self._loop.forget(client.socket)
         client.socket.close()
 
     def close(self) -> None:

@@ -9,16 +9,11 @@ Callback = Callable[[], object]
 class Deadline:
     """Something to be done at a time, unless it is cancelled before."""
 
-    __slots__ = ("_heap", "at", "callback", "order")
+    __slots__ = ("_heap", "callback")
 
-    def __init__(self, heap: "Deadlines", at: float, order: int, callback: Callback) -> None:
+    def __init__(self, heap: "Deadlines", callback: Callback) -> None:
         self._heap = heap
-        self.at = at
-        self.order = order
         self.callback: Callback | None = callback
-
-    def __lt__(self, other: "Deadline") -> bool:
-        return (self.at, self.order) < (other.at, other.order)
 
     def cancel(self) -> None:
         """Forget it; again or too late does no harm."""
@@ -31,36 +26,36 @@ class Deadlines:
     """Deadlines by time; of equal times the older first."""
 
     def __init__(self) -> None:
-        self._heap: list[Deadline] = []
+        # Time, order of arrival, deadline: compared without a call, because no two have the same order.
+        self._heap: list[tuple[float, int, Deadline]] = []
         self._order = 0
         self._dead = 0
 
     def at(self, when: float, callback: Callback) -> Deadline:
         """Have `callback` due at `when` (seconds, monotonic)."""
         self._order += 1
-        deadline = Deadline(self, when, self._order, callback)
-        heapq.heappush(self._heap, deadline)
+        deadline = Deadline(self, callback)
+        heapq.heappush(self._heap, (when, self._order, deadline))
         return deadline
 
     def cancelled(self) -> None:
         """Count a cancelled entry, and throw them all out when they are the greater part: most deadlines never fall due."""
         self._dead += 1
         if self._dead > 64 and self._dead * 2 > len(self._heap):
-            self._heap = [deadline for deadline in self._heap if deadline.callback is not None]
+            self._heap = [entry for entry in self._heap if entry[2].callback is not None]
             heapq.heapify(self._heap)
             self._dead = 0
 
     def next_at(self) -> float | None:
         """Return when the next one falls due; None: never."""
-        while self._heap and self._heap[0].callback is None:
+        while self._heap and self._heap[0][2].callback is None:
             heapq.heappop(self._heap)
             self._dead -= 1
-        return self._heap[0].at if self._heap else None
+        return self._heap[0][0] if self._heap else None
 
     def shift(self, seconds: float) -> None:
         """Put every deadline off by so much."""
-        for deadline in self._heap:
-            deadline.at += seconds
+        self._heap = [(at + seconds, order, deadline) for at, order, deadline in self._heap]
 
     def due(self, now: float) -> Callback | None:
         """Take out the next one that is due at `now`, None when there is none.
@@ -70,7 +65,7 @@ class Deadlines:
         at = self.next_at()
         if at is None or at > now:
             return None
-        deadline = heapq.heappop(self._heap)
+        deadline = heapq.heappop(self._heap)[2]
         callback, deadline.callback = deadline.callback, None
         return callback
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from poold.channel import Wire
 from poold.log import log
 from poold.master.births import Exit, Throttle
 from poold.master.children import Child, ChildTable
@@ -65,7 +66,7 @@ class Exporters:
         self._used: Exporter | None = None
         self._candidate: Exporter | None = None
         self._throttle = Throttle()
-        self._asking: list[tuple[socket.socket, int]] = []
+        self._asking: list[tuple[Wire, int]] = []
         self.stopping = False
 
     def start(self) -> None:

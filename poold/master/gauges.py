@@ -26,9 +26,9 @@ from poold.scoreboard import (
     PROCESS_VIRTUAL,
     SESSIONS_ACTIVE,
     Counters,
-    Row,
     Table,
 )
+from poold.words import Kind, State
 
 _PAGE = resource.getpagesize()
 
@@ -43,18 +43,21 @@ class Gauges:
         self._sessions = sessions
         self._counters = counters
         self._rows = rows
-        self._dirty = True
+        # Kinds and states whose numbers may have changed since the last publication.
+        self._stirred: set[tuple[Kind, State]] = set()
         counters.cells[PROCESS_STARTED] = int(time.time() * 1_000_000)
         table.changed = self._changed
 
-    def _changed(self, child: Child, removed: bool) -> None:
-        self._dirty = True
+    def _changed(self, child: Child, before: State | None, removed: bool) -> None:
+        self._stirred.add((child.kind, child.state))
+        if before is not None:
+            self._stirred.add((child.kind, before))
         if removed:
             self._rows.clear(child.slot)
             return
         session = child.session
-        row = Row(
-            slot=child.slot,
+        self._rows.write(
+            child.slot,
             pid=child.pid,
             kind=child.kind,
             state=child.state,
@@ -66,15 +69,13 @@ class Gauges:
             session_at=session.accepted_at if session is not None else 0.0,
             peer=str(session.peer) if session is not None else "",
         )
-        self._rows.write(row)
 
     def publish(self) -> None:
         """Publish the counters as of this moment; the last thing in a turn."""
         cells = self._counters.cells
-        if self._dirty:
-            self._dirty = False
-            for key, cell in CHILDREN.items():
-                cells[cell] = self._table.census[key]
+        for key in self._stirred:
+            cells[CHILDREN[key]] = self._table.census[key]
+        self._stirred.clear()
         cells[SESSIONS_ACTIVE] = len(self._sessions.open)
         cells[CHILDREN_ACTIVE] = self._sessions.serving
         cells[CHILDREN_MAX] = self._current.config.pool.max_children

@@ -8,6 +8,7 @@ socket, where the kernel does not offer that, into a buffer that nobody looks at
 import socket
 from functools import partial
 
+from poold.channel import Wire
 from poold.master.deadlines import Deadline
 from poold.master.loop import Loop
 
@@ -21,9 +22,9 @@ class Linger:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._open: dict[socket.socket, Deadline] = {}
+        self._open: dict[Wire, Deadline] = {}
 
-    def refuse(self, refused: socket.socket, message: bytes) -> None:
+    def refuse(self, refused: Wire, message: bytes) -> None:
         """Send the message and end the connection in peace; owns the socket from here on."""
         refused.setblocking(False)
         try:
@@ -39,7 +40,7 @@ class Linger:
             self._close(next(iter(self._open)))
         self._open[refused] = self._loop.after(LINGER_SECONDS, partial(self._close, refused))
 
-    def _discard(self, refused: socket.socket) -> None:
+    def _discard(self, refused: Wire) -> None:
         if refused not in self._open:
             return
         try:
@@ -52,9 +53,9 @@ class Linger:
         if not discarded:
             self._close(refused)
 
-    def _close(self, refused: socket.socket) -> None:
+    def _close(self, refused: Wire) -> None:
         self._open.pop(refused).cancel()
-        self._loop.unwatch(refused)
+        self._loop.forget(refused)
         refused.close()
 
     def close(self) -> None:

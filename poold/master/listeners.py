@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from poold.address import Address, Endpoint
+from poold.channel import Wire
 from poold.log import log
 from poold.master.deadlines import Deadline
 from poold.master.loop import Loop
@@ -17,6 +18,7 @@ from poold.master.sockets import Opened, address, retune, somaxconn
 from poold.scoreboard import ACCEPT_ERRORS, ACCEPTED, ACCEPTING, BACKLOG, BACKLOG_KNOWN, BACKLOG_LIMIT, NOT_ACCEPTING_SINCE, Counters
 from poold.settings.schema import Listener
 
+_AF_UNIX, _SOCK_STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
 # Accepts of one listener in one turn, so that a busy one holds up neither signals nor the others.
 ACCEPTS_MAX = 16
 # How long to leave accept alone when the kernel is out of something: no other event would say that it has it again.
@@ -161,7 +163,8 @@ class Listeners:
             if not self._watched or not self.may_accept():
                 return
             try:
-                accepted, raw = listening.opened.socket.accept()
+                # What socket.accept() wraps: the wrapper looks three enumerations up, at each connection.
+                fd, raw = listening.opened.socket._accept()  # type: ignore[attr-defined] # noqa: SLF001
             except BlockingIOError:
                 listening.empty = True
                 if listening.leaving:
@@ -171,7 +174,8 @@ class Listeners:
                 if not self._survived(listening, error):
                     return
                 continue
-            if listening.family == socket.AF_UNIX:
+            accepted = Wire(listening.family, _SOCK_STREAM, 0, fd)
+            if listening.family == _AF_UNIX:
                 peer = Endpoint.unix_peer(accepted)
             else:
                 peer = Endpoint.of(listening.family, raw)

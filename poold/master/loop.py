@@ -5,22 +5,32 @@ then what is overdue. An error in one callback is logged and counted and does no
 the master gives up in order rather than live half dead.
 """
 
-import selectors
+import select
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 from poold.errors import InternalError
 from poold.log import log
 from poold.master.deadlines import Callback, Deadline, Deadlines
 from poold.master.signals import Inbox
 
-# A select that returned so much later than its own time-out: this process was stopped, or the machine stood still.
+# Events in one turn; the rest in the next one.
+EVENTS_MAX = 256
+# A wait that returned so much later than its own time-out: this process was stopped, or the machine stood still.
 STALL = 5.0
 # More errors than this in so many seconds: the fault does not go away by itself.
 ERRORS_MAX = 20
 ERRORS_WINDOW = 10.0
+
+
+class File(Protocol):
+    """What has a descriptor."""
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        ...
 
 
 class Loop:
@@ -30,8 +40,9 @@ class Loop:
         self._inbox = inbox
         self._on_signals = on_signals
         self._on_idle = on_idle
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(inbox.fileno(), selectors.EVENT_READ, lambda: None)
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callback] = {}
+        self.watch(inbox, lambda: None)
         self._deadlines = Deadlines()
         self._error_times: list[float] = []
         self.clock = time.monotonic
@@ -39,18 +50,17 @@ class Loop:
         self.eager = False
         self.errors = 0
 
-    def watch(self, fileobj: Any, callback: Callback) -> None:
+    def watch(self, file: File, callback: Callback) -> None:
         """Call `callback` whenever the descriptor is readable or at its end. Raises OSError (epoll_ctl(2))."""
-        self._selector.register(fileobj, selectors.EVENT_READ, callback)
+        fd = file.fileno()
+        self._epoll.register(fd, select.EPOLLIN)
+        self._callbacks[fd] = callback
 
-    def unwatch(self, fileobj: Any) -> None:
-        """Stop watching; always before the descriptor is closed, because epoll would go on reporting the number (epoll(7))."""
-        self._selector.unregister(fileobj)
-
-    def forget(self, fileobj: Any) -> None:
-        """Stop watching, if it was watched at all."""
-        if fileobj.fileno() in self._selector.get_map():
-            self._selector.unregister(fileobj)
+    def forget(self, file: File) -> None:
+        """Stop watching, if it was watched; before the descriptor is closed, because epoll may go on reporting it (epoll(7))."""
+        fd = file.fileno()
+        if self._callbacks.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
 
     def at(self, when: float, callback: Callback) -> Deadline:
         """Call `callback` at `when` by this loop's clock."""
@@ -63,7 +73,7 @@ class Loop:
     def turn(self) -> None:
         """Wait for something to happen and let it be acted on. With `eager` set: do not wait, be idle at once if nothing is ready."""
         due_at = self._deadlines.next_at()
-        ready = self._selector.select(self._patience())
+        ready = self._epoll.poll(self._patience(), EVENTS_MAX)
         self.woken_at = self.clock()
         late = self.woken_at - due_at if due_at is not None else 0.0
         if late > STALL:
@@ -74,12 +84,15 @@ class Loop:
         if signals:
             self.guarded(lambda: self._on_signals(signals))
             return
-        for key, _ in ready:
-            self.guarded(key.data)
+        for fd, _ in ready:
+            # One of those before it may have closed it.
+            callback = self._callbacks.get(fd)
+            if callback is not None:
+                self.guarded(callback)
         overdue = False
-        while (callback := self._deadlines.due(self.woken_at)) is not None:
+        while (late_callback := self._deadlines.due(self.woken_at)) is not None:
             overdue = True
-            self.guarded(callback)
+            self.guarded(late_callback)
         if not ready and not overdue:
             self.guarded(self._on_idle)
 
@@ -108,4 +121,4 @@ class Loop:
 
     def close(self) -> None:
         """Give the selector back."""
-        self._selector.close()
+        self._epoll.close()

@@ -173,7 +173,9 @@ class Master:
             parts.pool.advance()
         parts.listeners.gate(self._may_accept())
         unsettled = parts.listeners.look()
-        self._loop.eager = unsettled or parts.pool.wants_spares()
+        # A queue that was found empty just now may have been the last thing to wait for.
+        over = self._phase is Phase.DRAINING and self._drain.over()
+        self._loop.eager = unsettled or over or parts.pool.wants_spares()
         self._show()
 
     def _ready(self) -> None:

@@ -91,9 +91,11 @@ class Molds:
         mold = Mold(child, settings)
         try:
             child.channel, theirs = channel.pair()
-            with theirs:
+            try:
                 self._loop.watch(child.channel, partial(self._read, mold))
                 pid = self._launcher.mold(settings, channel=theirs.fileno(), **self._pages)
+            finally:
+                theirs.close()
         except BaseException:
             self._ladder.close_channel(child)
             self._table.remove(child)

@@ -55,7 +55,7 @@ class Pool:
 
     def _coming(self) -> int:
         """Return how many workers are on their way that will serve: those of older settings leave as soon as they are ready."""
-        return sum(child.generation == self._current.generation for child in self._births.open.values())
+        return self._births.by_generation[self._current.generation]
 
     def full(self) -> bool:
         """Say whether it is the cap that leaves no room, and not a failure."""
@@ -109,15 +109,16 @@ class Pool:
             self._failed(error.errno or 0, "no descriptors for a channel")
             return False
         child.channel = ours
-        with theirs:
-            try:
-                self._loop.watch(ours, partial(self.read, child))
-                child.mold = self.send_order(child.slot, child.incarnation, theirs.fileno())
-            except OSError as error:
-                self._ladder.close_channel(child)
-                self._table.remove(child)
-                self._failed(error.errno or 0, "the mold cannot be reached")
-                return False
+        try:
+            self._loop.watch(ours, partial(self.read, child))
+            child.mold = self.send_order(child.slot, child.incarnation, theirs.fileno())
+        except OSError as error:
+            self._ladder.close_channel(child)
+            self._table.remove(child)
+            self._failed(error.errno or 0, "the mold cannot be reached")
+            return False
+        finally:
+            theirs.close()
         self._births.begin(child)
         timeouts, preload = self._current.config.timeouts, self._current.config.pool.preload
         self._ladder.within(child, timeouts.startup + (0 if preload else timeouts.import_), partial(self._not_ready, child))
@@ -203,7 +204,7 @@ class Pool:
         handover = self._handover
         match report.word:
             case Word.BORN:
-                self._births.born(child, report)
+                self._born(child, report)
             case Word.READY:
                 self._ready(child)
             case Word.ACK:
@@ -217,6 +218,11 @@ class Pool:
             case Word.DONE:
                 handover.done(child, report.session, report.number)
                 self._after_session(child)
+
+    def _born(self, child: Child, report: Report) -> None:
+        self._births.born(child, report)
+        if report.number:
+            self._ready(child)
 
     def _ready(self, child: Child) -> None:
         if not child.pid or child.ready:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Mapping
 
@@ -11,6 +10,8 @@ from poold.channel import MoldWord
 from poold.master.current import Current
 from poold.master.descriptors import limits
 from poold.master.spawn import Launcher
+from poold.pages import PAGE
+from poold.scoreboard import shared_memory
 from poold.settings.people import People
 from poold.settings.schema import Config
 
@@ -18,21 +19,25 @@ from poold.settings.schema import Config
 def import_handler(config: Config, people: People, environ: Mapping[str, str]) -> str | None:
     """Import the handler as a mold would, as the same user; return why it cannot be, None if it can."""
     ours, theirs = channel.pair()
-    with ours:
-        with theirs:
-            try:
-                pid = Launcher(environ, limits()).mold(Current(config, people), channel=theirs.fileno())
-            except OSError as error:
-                return f"a mold cannot be started: {error}"
-        try:
-            return _listen(ours, config.timeouts.import_)
-        finally:
-            ours.close()
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+    fds = {"channel": theirs.fileno(), "activity": shared_memory("activity", PAGE), "phase": shared_memory("phase", PAGE)}
+    try:
+        pid = Launcher(environ, limits()).mold(Current(config, people), **fds)
+    except OSError as error:
+        ours.close()
+        return f"a mold cannot be started: {error}"
+    finally:
+        theirs.close()
+        for name in ("activity", "phase"):
+            os.close(fds[name])
+    try:
+        return _listen(ours, config.timeouts.import_)
+    finally:
+        ours.close()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
-def _listen(ours: socket.socket, seconds: float) -> str | None:
+def _listen(ours: channel.Wire, seconds: float) -> str | None:
     deadline = time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0:
         ours.settimeout(left)

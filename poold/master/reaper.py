@@ -115,7 +115,7 @@ class Reaper:
         session = child.session
         cause: Cause | None = None
         if child.kind is Kind.WORKER:
-            gone = exit.status is not None and exit.status > 0 and self._activity.client_gone(child.slot)
+            gone = exit.status is not None and exit.status > 0 and self._activity.client_gone(child.slot, child.pid)
             cause = self._handover.settle(child, status=exit.status, client_gone=gone)
         failure = failure_of(child, status=exit.status, cause=cause)
         cells = self._counters.cells

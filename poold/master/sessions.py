@@ -1,9 +1,9 @@
 """Sessions: from accept to their one end."""
 
-import socket
 from dataclasses import dataclass, field
 
 from poold.address import Endpoint
+from poold.channel import Wire
 from poold.log import log
 from poold.master.deadlines import Deadline
 from poold.scoreboard import ENDED, SESSION_SECONDS, Counters
@@ -14,7 +14,7 @@ from poold.words import Cause
 class Accepted:
     """What accept() gave: who owns this owns the socket."""
 
-    socket: socket.socket
+    socket: Wire
     listener: str
     number: int
     peer: Endpoint
@@ -33,7 +33,7 @@ class Session:
     number: int
     peer: Endpoint
     accepted_at: float
-    socket: socket.socket | None
+    socket: Wire | None
     attempts: int = 0
     acknowledged: bool = False
     executing: bool = False

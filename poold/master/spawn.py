@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from poold.log import log
 from poold.master.current import Current
 from poold.scoreboard import shared_memory
 from poold.settings import schema
@@ -44,6 +45,7 @@ class Launcher:
             "nofile": self.limits,
             "log_format": config.log.format,
             "log_level": config.log.level,
+            "log_journal": log.journal,
         }
         return self._start("poold.exporter.main", document, environment(config.server, current.people, self.environ), fds)
 
@@ -119,4 +121,6 @@ def mold_document(settings: schema.Config) -> dict[str, Any]:
         "connections_per_child": pool.connections_per_child if server.command is None else 1,
         "log_format": settings.log.format,
         "log_level": settings.log.level,
+        # Their stream is the master's own; the variable that says so is not for them.
+        "log_journal": log.journal,
     }

@@ -25,15 +25,21 @@ _PR_GET_TID_ADDRESS = 40
 # library/kernel differences"). Elsewhere workers are forked twice. clone3 is the same everywhere, but it fails with ENOSYS
 # where systemd's RestrictNamespaces= is on.
 _CLONE = {"x86_64": (56, False), "aarch64": (220, True)}
+_GETPPID = {"x86_64": 110, "aarch64": 173}.get(os.uname().machine)
 _RT_SIGACTION = {"x86_64": 13, "aarch64": 134}.get(os.uname().machine)
 _CLONE_NUMBER, _TLS_FIRST = _CLONE.get(os.uname().machine, (None, False))
 
-# PyDLL, not CDLL: the interpreter's lock must stay held across the clone, and the child goes on as its holder.
+# PyDLL, not CDLL: the interpreter's lock must stay held across the clone, and the child goes on as its holder. Every function is
+# looked up and every argument made here, once: what the child touches for the first time is a page copied, at each clone.
 _libc = ctypes.PyDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
-_syscall.argtypes = (ctypes.c_long, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-_python = ctypes.pythonapi
+_before = ctypes.pythonapi.PyOS_BeforeFork
+_after_in_child = ctypes.pythonapi.PyOS_AfterFork_Child
+_after_in_parent = ctypes.pythonapi.PyOS_AfterFork_Parent
+for _function in (_before, _after_in_child, _after_in_parent):
+    _function.restype = None
+    _function.argtypes = ()
 
 
 def _tid_address() -> int | None:
@@ -49,6 +55,9 @@ def _tid_address() -> int | None:
 
 _TID_ADDRESS = _tid_address()
 CLONE_WORKS = _CLONE_NUMBER is not None and _TID_ADDRESS is not None
+_FLAGS = _CLONE_PARENT | _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID | signal.SIGCHLD
+_LAST = (None, _TID_ADDRESS) if _TLS_FIRST else (_TID_ADDRESS, None)
+_ARGUMENTS = (ctypes.c_long(_CLONE_NUMBER or 0), ctypes.c_ulong(_FLAGS), None, None, *(ctypes.c_void_p(value) for value in _LAST))
 
 
 def reset_internal_signals() -> None:
@@ -60,7 +69,7 @@ def reset_internal_signals() -> None:
     if _RT_SIGACTION is not None:
         default = ctypes.create_string_buffer(64)
         for number in (32, 33):
-            _syscall(_RT_SIGACTION, number, ctypes.addressof(default), None, 8, None)
+            _syscall(ctypes.c_long(_RT_SIGACTION), ctypes.c_long(number), ctypes.byref(default), None, ctypes.c_ulong(8))
 
 
 def threads() -> int:
@@ -81,21 +90,27 @@ def refuse_company() -> None:
 def clone_worker() -> int:
     """Clone this process as a child of the master: return its pid, and 0 in the clone. Raises OSError.
 
-    To be called with all signals blocked, and with one thread only.
+    To be called with one thread only.
     """
-    assert _CLONE_NUMBER is not None
-    flags = _CLONE_PARENT | _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID | signal.SIGCHLD
-    last = (None, _TID_ADDRESS) if _TLS_FIRST else (_TID_ADDRESS, None)
-    _python.PyOS_BeforeFork()
-    pid: int = _syscall(_CLONE_NUMBER, flags, None, None, *last)
+    _before()
+    pid: int = _syscall(*_ARGUMENTS)
     if pid == 0:
-        _python.PyOS_AfterFork_Child()
+        _after_in_child()
         return 0
     number = ctypes.get_errno()
-    _python.PyOS_AfterFork_Parent()
+    _after_in_parent()
     if pid < 0:
         raise OSError(number, os.strerror(number))
     return pid
+
+
+def rehearse() -> None:
+    """Call what a clone calls, without cloning: what is done for the first time in a process is more."""
+    if _GETPPID is None:
+        return
+    _before()
+    _syscall(ctypes.c_long(_GETPPID), *_ARGUMENTS[1:])
+    _after_in_parent()
 
 
 def fork_worker(master: int) -> int:

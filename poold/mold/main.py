@@ -19,13 +19,15 @@ from poold import __version__, channel, sandbox
 from poold.channel import MoldWord
 from poold.log import TRACEBACK_MAX, log, trace
 from poold.mold import clone
+from poold.pages import PhaseView
 from poold.title import set_title
 from poold.worker import adapters
 from poold.worker.main import Birth, live
+from poold.worker.rehearsal import rehearse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
-    from typing import Any, NoReturn
+    from typing import Any
 
 SETTINGS_MAX = 16 << 20
 
@@ -33,33 +35,43 @@ SETTINGS_MAX = 16 << 20
 class Mold:
     """What workers are cloned from, once the handler is loaded."""
 
-    def __init__(self, end: socket.socket, settings: dict[str, Any], fds: dict[str, int]) -> None:
+    def __init__(self, end: channel.Wire, settings: dict[str, Any], fds: dict[str, int]) -> None:
         self._end = end
         self._settings = settings
-        self._fds = fds
-        self._master = os.getppid()
-        self._altered: tuple[int, ...] = ()
-        self._serve: adapters.Serve | None = None
+        self._birth = Birth(
+            master=os.getppid(), mold=end.fileno(), activity=fds["activity"], phase=PhaseView(fds["phase"]), settings=settings
+        )
+        os.close(fds["phase"])
+        self._alone = True
 
-    def prepare(self) -> None:
-        """Become the user and load the handler. Whatever is raised says why there can be no worker."""
-        settings = self._settings
+    def prepare(self) -> int:
+        """Become the user and load the handler; return the number of threads. Whatever is raised says why there can be no worker."""
+        settings, birth = self._settings, self._birth
         # The master raised its own limit (getrlimit(2)); programs that use select() rely on a low one.
         resource.setrlimit(resource.RLIMIT_NOFILE, tuple(settings["nofile"]))
         sandbox.become_identity(settings["identity"])
-        if not sandbox.die_with(self._master):
+        if not sandbox.die_with(birth.master):
             os._exit(0)
         os.umask(settings["umask"])
         os.chdir(settings["working_directory"])
         sys.path.extend(settings["path"])
         if settings["preload"]:
-            self._serve = adapters.load(settings)
+            birth.serve = adapters.load(settings)
             clone.refuse_company()
-        self._altered = altered_dispositions()
+            # The import may have set one, which workers would share.
+            signal.set_wakeup_fd(-1)
+        # A signal that comes to a worker before it has set itself up must do what it does to any process.
+        for number in altered_dispositions():
+            signal.signal(number, signal.SIG_DFL)
+        rehearse(birth)
+        clone.rehearse()
         # A collection in a worker would write to every page it shares with its siblings (gc.freeze's documentation).
         gc.collect()
         gc.freeze()
         gc.disable()
+        threads = clone.threads()
+        self._alone = threads == 1
+        return threads
 
     def run(self) -> None:
         """Clone until the master closes the channel."""
@@ -71,39 +83,18 @@ class Mold:
             if fd is None:
                 self._answer(slot, incarnation, number=errno.EMFILE)  # what made the kernel drop the descriptor
                 continue
-            self._order(slot, incarnation, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd))
+            self._order(slot, incarnation, fd)
 
-    def _order(self, slot: int, incarnation: int, end: socket.socket) -> None:
-        # A signal that came between the clone and the new process's own set-up would be taken by the wrong code.
-        before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    def _order(self, slot: int, incarnation: int, fd: int) -> None:
         number = pid = 0
         try:
-            if clone.CLONE_WORKS and clone.threads() == 1:
-                pid = clone.clone_worker()
-            else:
-                pid = clone.fork_worker(self._master)
+            pid = clone.clone_worker() if self._alone and clone.CLONE_WORKS else clone.fork_worker(self._birth.master)
         except OSError as error:
             number = error.errno or 0
         if pid == 0 and number == 0:
-            self._live(slot, end)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        end.close()
+            live(self._birth, slot, fd)
+        os.close(fd)
         self._answer(slot, incarnation, pid=pid, number=number)
-
-    def _live(self, slot: int, end: socket.socket) -> NoReturn:
-        """Be a worker; nothing of the mold's is left open."""
-        self._end.close()
-        birth = Birth(
-            slot=slot,
-            channel=end,
-            master=self._master,
-            activity=self._fds["activity"],
-            phase=self._fds["phase"],
-            altered=self._altered,
-            settings=self._settings,
-            serve=self._serve,
-        )
-        live(birth)
 
     def _answer(self, slot: int, incarnation: int, *, pid: int = 0, number: int = 0) -> None:
         answer = channel.mold_report(MoldWord.ANSWER, slot=slot, incarnation=incarnation, pid=pid, number=number)
@@ -139,17 +130,17 @@ def main() -> None:
     clone.reset_internal_signals()
     for fd in fds.values():
         os.set_inheritable(fd, False)
-    end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fds["channel"])
+    end = channel.wire(fds["channel"])
     set_title("mold")
     settings = _settings(fds["settings"])
-    log.configure(format=settings["log_format"], level=settings["log_level"])
+    log.configure(format=settings["log_format"], level=settings["log_level"], journal=settings["log_journal"])
     end.send(channel.mold_report(MoldWord.HELLO, text=__version__))
     mold = Mold(end, settings, fds)
     try:
-        mold.prepare()
+        threads = mold.prepare()
     except BaseException as error:  # user code may raise anything, SystemExit included; the master must hear it
         text = trace(error)
         end.send(channel.mold_report(MoldWord.FAILED, text=f"{type(error).__name__}: {error}\n{text}"[:TRACEBACK_MAX]))
         sys.exit(1)
-    end.send(channel.mold_report(MoldWord.READY, number=clone.threads()))
+    end.send(channel.mold_report(MoldWord.READY, number=threads))
     mold.run()
