@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poold import __version__
-from poold.errors import ConfigError, ExitCode
+from poold.errors import ConfigError, ExitCode, Problem
 from poold.log import is_journal, log
 
 if TYPE_CHECKING:
@@ -105,25 +105,28 @@ def inherit_nothing() -> None:
 
 
 def _run(arguments: argparse.Namespace, inbox: "Inbox", passed: list[tuple[str, int]]) -> int:
-    # Not needed by the commands that only ask: pydantic alone takes longer to load than they take to answer.
+    # Not needed by the commands that only ask.
     from poold.master.main import Master
-    from poold.settings import file as settings
-    from poold.settings.people import people
+    from poold.settings import apart, config, file
 
     try:
-        loaded = settings.read(arguments.file, os.environ)
-        control = settings.control_path(loaded.config, os.environ, os.geteuid())
-        if loaded.config.control.socket is None:
-            settings.make_control_folder(control, os.geteuid())
-        found = people(loaded.config.server)
-        log.configure(format=loaded.config.log.format, level=loaded.config.log.level)
-        for warning in loaded.warnings:
+        found, text, warnings = file.find(arguments.file, os.environ)
+        verdict = apart.verdict(text, found, environ=os.environ)
+        if "problems" in verdict:
+            raise ConfigError([Problem(**problem) for problem in verdict["problems"]], str(found) if found else None)
+        settings = config.of_document(verdict["settings"])
+        control = file.control_path(settings.control.socket, os.environ, os.geteuid())
+        if settings.control.socket is None:
+            file.make_control_folder(control, os.geteuid())
+        log.configure(format=settings.log.format, level=settings.log.level)
+        for warning in warnings:
             log.warning("settings_warning", message=warning)
-        log.info("settings_read", file=loaded.file or "built-in defaults")
+        log.info("settings_read", file=found or "built-in defaults")
         # From here on nothing depends on where it was started, or on who may write there.
         os.chdir("/")
         os.umask(0o077)
-        master = Master(loaded.config, found, inbox=inbox, passed=passed, file=loaded.file, control=str(control), environ=os.environ)
+        people = config.People(**verdict["people"])
+        master = Master(settings, people, inbox=inbox, passed=passed, file=found, control=str(control), environ=os.environ)
         return master.run()
     except (ConfigError, OSError, LookupError) as error:
         return _refuse(error)
@@ -132,21 +135,22 @@ def _run(arguments: argparse.Namespace, inbox: "Inbox", passed: list[tuple[str, 
 def check(arguments: argparse.Namespace) -> int:
     """Check the settings, then import the handler as a mold would."""
     from poold.master.probe import import_handler
-    from poold.settings import file as settings
+    from poold.settings import judge
     from poold.settings.people import people
+    from poold.settings.schema import settled
 
     try:
-        loaded = settings.read(arguments.file, os.environ)
+        loaded = judge.read(arguments.file, os.environ)
     except ConfigError as error:
         return _refuse(error)
     for warning in loaded.warnings:
         print(f"poold: warning: {warning}", file=sys.stderr)
-    reason = import_handler(loaded.config, people(loaded.config.server), os.environ)
+    reason = import_handler(settled(loaded.config), people(loaded.config.server), os.environ)
     if reason is not None:
         print(f"poold: {loaded.file or 'built-in defaults'}: server.handler: {reason}", file=sys.stderr)
         return ExitCode.FAILED
     if arguments.print:
-        print(settings.effective(loaded.config), end="")
+        print(judge.effective(loaded.config), end="")
     else:
         print(f"{loaded.file or 'built-in defaults'}: good")
     return ExitCode.OK
@@ -167,11 +171,12 @@ def _places(arguments: argparse.Namespace) -> list[Path]:
     if arguments.socket is not None:
         return [arguments.socket]
     from poold.settings import file as settings
+    from poold.settings import judge
 
     candidates = settings.control_candidates(os.environ, os.geteuid())
     try:
         file, text, _ = settings.find(arguments.file, os.environ)
-        chosen = settings.load(text, file).control.socket
+        chosen = judge.load(text, file).control.socket
     except ConfigError as error:
         # The daemon runs with what it read before; it may be where one is by default, and say more about them.
         _refuse(error)

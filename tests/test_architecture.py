@@ -96,7 +96,7 @@ def calls(path: Path) -> Iterator[str]:
 
 # The calls that can hurt, and the only modules that make them.
 HURTING = {
-    r"os\.(fork|forkpty)|.*\.PyOS_\w+": {"poold.mold.clone"},
+    r"os\.(fork|forkpty)|.*\.PyOS_\w+": {"poold.mold.clone", "poold.settings.apart"},
     r"os\.posix_spawnp?|subprocess\.\w+": {"poold.master.spawn"},
     r"os\.exec\w+": {"poold.worker.adapters"},
     r"os\.(set\w*id|setgroups|initgroups)": {"poold.sandbox", "poold.worker.main"},  # the worker's setsid
@@ -108,7 +108,7 @@ HURTING = {
         "poold.exporter.main",
     },
     r"os\.(kill|killpg)": {"poold.master.ladder", "poold.master.probe"},
-    r"os\.(wait\w*)": {"poold.master.reaper", "poold.master.births", "poold.master.probe", "poold.mold.clone"},
+    r"os\.(wait\w*)": {"poold.master.reaper", "poold.master.births", "poold.master.probe", "poold.mold.clone", "poold.settings.apart"},
     r"time\.sleep": {"poold.exporter.main"},
     r"threading\.\w+": {"poold.exporter.main"},
     r"(pickle|marshal|shelve|yaml)\.\w+": set(),

@@ -11,7 +11,8 @@ import pytest
 
 from poold.errors import ConfigError, Problem
 from poold.settings import file as subject
-from poold.settings.file import control_candidates, control_path, find, load, make_control_folder, read
+from poold.settings.file import control_candidates, control_path, find, make_control_folder
+from poold.settings.judge import load, read
 from poold.settings.schema import Config
 
 REPOSITORY = Path(__file__).parent.parent
@@ -174,12 +175,12 @@ def test_the_first_usable_candidate_is_taken(places: Mapping[str, Path]) -> None
     for name in ("private", "system", "session"):
         if name != "private":
             places[name].parent.mkdir()
-        place = control_path(Config(), environ, os.geteuid())
+        place = control_path(None, environ, os.geteuid())
         assert places[name] / "control.sock" == place
         make_control_folder(place, os.geteuid())
         make_control_folder(place, os.geteuid())
         assert places[name].stat().st_mode & 0o777 == 0o700
-    assert Path("/x/y") == control_path(load(b"[control]\nsocket = '/x/y'", FILE), environ, os.geteuid())
+    assert Path("/x/y") == control_path(load(b"[control]\nsocket = '/x/y'", FILE).control.socket, environ, os.geteuid())
 
 
 def mkdir_for_another(folder: Path) -> None:
@@ -199,14 +200,14 @@ def mkdir_for_another(folder: Path) -> None:
 )
 def test_a_folder_laid_by_somebody_else_is_not_used(places: Mapping[str, Path], spoil: Callable[[Path], object]) -> None:
     """In the system's temporary folder only a private folder of the user's own will do, whoever was there first."""
-    place = control_path(Config(), {}, os.geteuid())
+    place = control_path(None, {}, os.geteuid())
     assert places["private"] == place.parent
     spoil(places["private"])
     place.parent.parent.chmod(0o1777)
     with pytest.raises(PermissionError):
         make_control_folder(place, os.geteuid())
     with pytest.raises(ConfigError) as caught:
-        control_path(Config(), {}, os.geteuid())
+        control_path(None, {}, os.geteuid())
     assert [problem.key for problem in caught.value.problems] == ["control.socket"]
 
 
@@ -216,11 +217,11 @@ def test_a_place_with_too_long_a_path_is_passed_over(places: Mapping[str, Path])
     deep.mkdir(parents=True)
     (places["runtime"] / "file").touch()
     for runtime in (deep, places["runtime"] / "file" / "x"):
-        assert places["private"] / "control.sock" == control_path(Config(), {"RUNTIME_DIRECTORY": str(runtime)}, os.geteuid())
+        assert places["private"] / "control.sock" == control_path(None, {"RUNTIME_DIRECTORY": str(runtime)}, os.geteuid())
 
 
 def test_only_the_settings_are_paid_for() -> None:
     """What only a mistake or `poold check --print` needs is not imported with the settings."""
-    program = "import sys, poold.settings.file; print([name for name in ('difflib', 'tomli_w', 'logging') if name in sys.modules])"
+    program = "import sys, poold.settings.judge; print([name for name in ('difflib', 'tomli_w', 'logging') if name in sys.modules])"
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY, timeout=60)
     assert ast.literal_eval(finished.stdout) == []

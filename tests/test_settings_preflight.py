@@ -13,7 +13,7 @@ import pytest
 from poold.address import Address
 from poold.errors import ConfigError, Problem
 from poold.settings.fields import shown
-from poold.settings.file import check, effective, load, prepare, resolve
+from poold.settings.judge import check, effective, load, prepare, resolve
 from poold.settings.schema import Config
 
 FILE = Path("/etc/poold.toml")

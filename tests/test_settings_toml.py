@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from poold.errors import ConfigError, Problem
-from poold.settings.file import effective, load
+from poold.settings.judge import effective, load
 from poold.settings.schema import Config, Control, Listener, Log, Metrics, Pool, Server, Timeouts
 from poold.settings.toml import NOT_YET
 

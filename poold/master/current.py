@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from poold.settings.people import People
-from poold.settings.schema import Config
+from poold.settings.config import Config, People
 
 
 @dataclass(slots=True)

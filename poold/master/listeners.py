@@ -16,7 +16,7 @@ from poold.master.sessions import Accepted
 from poold.master.sockdiag import unix_queue
 from poold.master.sockets import Opened, address, retune, somaxconn
 from poold.scoreboard import ACCEPT_ERRORS, ACCEPTED, ACCEPTING, BACKLOG, BACKLOG_KNOWN, BACKLOG_LIMIT, NOT_ACCEPTING_SINCE, Counters
-from poold.settings.schema import Listener
+from poold.settings.config import Listener
 
 _AF_UNIX, _SOCK_STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
 # Accepts of one listener in one turn, so that a busy one holds up neither signals nor the others.

@@ -25,8 +25,7 @@ from poold.master.reloads import Reloads
 from poold.master.sessions import Accepted
 from poold.master.signals import Inbox
 from poold.scoreboard import REFUSED, RELOAD_SUCCESS_AT, RELOAD_SUCCESSFUL
-from poold.settings.people import People
-from poold.settings.schema import Config, WhenFull
+from poold.settings.config import Config, People, WhenFull
 from poold.title import set_title
 from poold.words import Cause, Kind, Refusal
 

@@ -24,8 +24,7 @@ from poold.master.reaper import Reaper
 from poold.master.sessions import Sessions
 from poold.pages import PAGE, ActivityView, Phase
 from poold.scoreboard import SLOTS, Counters, Table, read_only, shared_memory
-from poold.settings.people import People
-from poold.settings.schema import Config
+from poold.settings.config import Config, People
 from poold.words import Kind
 
 # How long a start waits for another one that makes its socket files in the same folder.

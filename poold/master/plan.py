@@ -6,7 +6,7 @@ from typing import Any
 
 from poold.address import Address, Scheme
 from poold.errors import Problem
-from poold.settings.schema import Config, Listener
+from poold.settings.config import Config, Listener, keys
 
 # What belongs to the bound socket itself and cannot be changed on an open one.
 BOUND = ("interface", "freebind")
@@ -54,20 +54,20 @@ def plan(old: Config, new: Config, *, lost: frozenset[Address] = frozenset()) ->
 
 def _changes(old: Config, new: Config) -> Iterator[str]:
     """Yield each key whose value differs, as `table.key: old → new`."""
-    for table in type(new).model_fields:
+    for table in keys(new):
         if table == "listeners":
             continue
         was, now = getattr(old, table), getattr(new, table)
-        for name, info in type(now).model_fields.items():
+        for name, written in keys(now).items():
             if getattr(was, name) != getattr(now, name):
-                key = f"{table}.{info.alias or name}"
+                key = f"{table}.{written}"
                 # Options and variables may hold what is nobody's business but the handler's.
                 secret = table == "server" and name in ("options", "environment")
                 yield key if secret else f"{key}: {shown(getattr(was, name))} → {shown(getattr(now, name))}"
 
 
 def _listener_changes(before: Listener, after: Listener) -> Iterator[str]:
-    for name in type(after).model_fields:
+    for name in keys(after):
         was, now = getattr(before, name), getattr(after, name)
         if was != now:
             yield f"listener {after.address} {name}: {shown(was)} → {shown(now)}"

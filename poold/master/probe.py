@@ -12,8 +12,7 @@ from poold.master.descriptors import limits
 from poold.master.spawn import Launcher
 from poold.pages import PAGE
 from poold.scoreboard import shared_memory
-from poold.settings.people import People
-from poold.settings.schema import Config
+from poold.settings.config import Config, People
 
 
 def import_handler(config: Config, people: People, environ: Mapping[str, str]) -> str | None:

@@ -31,8 +31,7 @@ from poold.master.sockets import Opened
 from poold.master.spawn import memory_file
 from poold.scoreboard import RELOAD_SUCCESS_AT, RELOAD_SUCCESSFUL, RELOADS, SPAWNED
 from poold.settings import file as settings
-from poold.settings.people import People
-from poold.settings.schema import Config
+from poold.settings.config import Config, People, of_document
 from poold.words import Failure, Kind, ReloadResult, State
 
 # A trial that takes longer hangs: in a name service, say.
@@ -147,7 +146,7 @@ class Reloads:
         for warning in verdict["warnings"]:
             log.warning("settings_warning", message=warning)
         try:
-            self._prepare(reload, settings.load(verdict["settings"].encode(), self._file), People(**verdict["people"]))
+            self._prepare(reload, of_document(verdict["settings"]), People(**verdict["people"]))
         except ConfigError as error:
             self._refuse(reload, error.problems)
         except (OSError, LookupError) as error:

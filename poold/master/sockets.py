@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from poold.address import Address, Scheme
 from poold.errors import ConfigError, Problem
-from poold.settings.schema import Listener
+from poold.settings.config import Listener
 
 # How often a lock that another poold holds for a moment is tried again, in seconds.
 LOCK_EVERY = 0.01

@@ -17,8 +17,7 @@ from typing import Any
 from poold.log import log
 from poold.master.current import Current
 from poold.scoreboard import shared_memory
-from poold.settings import schema
-from poold.settings.people import People
+from poold.settings.config import Config, People, Server
 
 # The few variables of the master's that children get.
 KEPT = ("PATH", "HOME", "LANG", "TZ", "USER", "LOGNAME", "SHELL")
@@ -91,14 +90,14 @@ def start(module: str, *, fds: Mapping[str, int], environment: Mapping[str, str]
     return os.posix_spawn(sys.executable, argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=defaults)
 
 
-def environment(server: schema.Server, people: People, environ: Mapping[str, str]) -> dict[str, str]:
+def environment(server: Server, people: People, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of a mold and its workers: a few of the master's, those of the user, those of the settings."""
     kept = {key: value for key, value in environ.items() if key in KEPT or key.startswith("LC_")}
     kept.setdefault("PATH", DEFAULT_PATH)
     return kept | people.variables | dict(server.environment)
 
 
-def service_name(server: schema.Server) -> str:
+def service_name(server: Server) -> str:
     """Return the short name of what is served, for process titles: the handler's module or class, or the program."""
     if server.command is not None:
         return os.path.basename(server.command[0])
@@ -106,7 +105,7 @@ def service_name(server: schema.Server) -> str:
     return attribute if attribute[:1].isupper() else module.rpartition(".")[2]
 
 
-def mold_document(settings: schema.Config) -> dict[str, Any]:
+def mold_document(settings: Config) -> dict[str, Any]:
     """Return what a mold needs of the settings."""
     server, pool = settings.server, settings.pool
     return {

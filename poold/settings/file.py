@@ -1,40 +1,18 @@
-"""The settings file: find it, read it, judge it; and where the control socket is.
+"""The settings file: where it is, and its bytes; and where the control socket is.
 
-Owns what the command line and the master ask for: `read`, or its parts `find`, `load`, `check` and `resolve`. It must never
-apply anything: it opens one file for reading, which can neither block it nor fill its memory, and changes nothing but, when
-asked to, the folder of the control socket.
-
-A problem's key is what an operator would write, with positions counted from 1: `pool.max_children`, `listener[2].address`.
+It opens one file for reading, which can neither block it nor fill its memory, and changes nothing but, when asked to, the folder of
+the control socket. What the bytes mean is `poold.settings.judge`'s.
 """
 
 import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 from poold.address import UNIX_PATH_MAX
 from poold.errors import ConfigError, Problem
-from poold.settings import preflight, toml
-from poold.settings.lines import Finding, dotted, key_lines, nearest
-from poold.settings.schema import Config
-from poold.settings.toml import effective
-
-__all__ = [
-    "Loaded",
-    "check",
-    "control_candidates",
-    "control_path",
-    "effective",
-    "find",
-    "load",
-    "make_control_folder",
-    "prepare",
-    "read",
-    "resolve",
-]
 
 FILE_BYTES_MAX = 1 << 20
 LOCAL_FILE = Path("poold.toml")
@@ -42,21 +20,15 @@ SYSTEM_FILE = Path("/etc/poold/poold.toml")
 SYSTEM_CONTROL_FOLDER = Path("/run/poold")
 CONTROL_NAME = "control.sock"
 
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """Settings that were found good: the values, the file they come from (None: built in), its bytes, what to warn of."""
-
-    config: Config
-    file: Path | None
-    text: bytes
-    warnings: tuple[str, ...]
-
-
-def read(path_option: str | None, environ: Mapping[str, str]) -> Loaded:
-    """Find the settings file, read it and judge all of it as `prepare` does; raise ConfigError with every problem."""
-    file, text, warnings = find(path_option, environ)
-    return Loaded(prepare(text, file, environ=environ), file, text, warnings)
+_KINDS = {
+    stat.S_IFREG: "a regular file",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 def find(path_option: str | None, environ: Mapping[str, str]) -> tuple[Path | None, bytes, tuple[str, ...]]:
@@ -118,7 +90,7 @@ def read_file(file: Path) -> bytes:
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
-            raise ConfigError([Problem("", f"cannot be read: it is {preflight.file_kind(mode)}, not a regular file")], str(file))
+            raise ConfigError([Problem("", f"cannot be read: it is {file_kind(mode)}, not a regular file")], str(file))
         parts = []
         left = FILE_BYTES_MAX + 1
         while left > 0 and (part := os.read(descriptor, left)):
@@ -133,83 +105,13 @@ def read_file(file: Path) -> bytes:
     return b"".join(parts)
 
 
+def file_kind(mode: int) -> str:
+    """Return what an operator calls a file of this st_mode."""
+    return _KINDS.get(stat.S_IFMT(mode), "something else")
+
+
 def _unreadable(file: Path, error: OSError) -> ConfigError:
     return ConfigError([Problem("", f"cannot be read: {(error.strerror or str(error)).lower()}")], str(file))
-
-
-def load(data: bytes, file: Path | None) -> Config:
-    """Return the settings that a file's bytes describe; raise ConfigError with every problem, sorted by line.
-
-    Judges only what can be told from the text. Relative paths count from the file's folder; without a file, from the
-    working directory. `file` is not read.
-    """
-    config, findings, source = _judge(data, file)
-    return _settled(config, findings, source=source, file=file)
-
-
-def prepare(data: bytes, file: Path | None, *, environ: Mapping[str, str]) -> Config:
-    """Do `load`, `check` and `resolve` in one pass; raise ConfigError with the problems of all three, sorted by line."""
-    config, findings, source = _judge(data, file)
-    if config is not None:
-        config, unresolved = preflight.resolved(config)
-        findings = [*findings, *preflight.survey(config, environ), *unresolved]
-    return _settled(config, findings, source=source, file=file)
-
-
-def check(config: Config, environ: Mapping[str, str] | None = None) -> list[Problem]:
-    """Return what this machine lacks for the settings: accounts, folders, sockets, programs, interfaces. No lines.
-
-    `environ` is the environment poold runs in, by default that of this process.
-    """
-    found = preflight.survey(config, os.environ if environ is None else environ)
-    return [Problem(dotted(path), message) for path, message in found]
-
-
-def resolve(config: Config) -> Config:
-    """Return the settings with each TCP host as one literal address; raise ConfigError for those that have none."""
-    config, unresolved = preflight.resolved(config)
-    if unresolved:
-        raise ConfigError([Problem(dotted(path), message) for path, message in unresolved])
-    return config
-
-
-def _judge(data: bytes, file: Path | None) -> tuple[Config | None, list[Finding], str]:
-    """Return the settings less what is wrong with them (None: too much is), the findings, and the text."""
-    parsed = toml.parse(data)
-    if isinstance(parsed, Problem):
-        raise ConfigError([parsed], str(file) if file else None)
-    source, tree = parsed
-    config, findings = toml.validate(tree)
-    return config and _anchored(config, file), findings, source
-
-
-def _anchored(config: Config, file: Path | None) -> Config:
-    """Return the settings with absolute paths; relative ones count from the file's folder."""
-    try:
-        folder = file.absolute().parent if file else Path.cwd()
-    except FileNotFoundError:  # the working directory was removed
-        folder = Path("/")
-    server, control = config.server, config.control
-    command = server.command
-    if command is not None and "/" in command[0]:
-        command = (str(folder / command[0]), *command[1:])
-    anchored = {
-        "path": tuple(str(folder / place) for place in server.path),
-        "working_directory": str(folder / server.working_directory),
-        "command": command,
-    }
-    if control.socket is not None:
-        control = control.model_copy(update={"socket": str(folder / control.socket)})
-    return config.model_copy(update={"server": server.model_copy(update=anchored), "control": control})
-
-
-def _settled(config: Config | None, findings: Iterable[Finding], *, source: str, file: Path | None) -> Config:
-    problems = list(findings)
-    if config is not None and not problems:
-        return config
-    lines = key_lines(source)
-    found = [Problem(dotted(path), message, nearest(lines, path)) for path, message in problems]
-    raise ConfigError(sorted(found, key=lambda problem: problem.line or 0), str(file) if file else None)
 
 
 def control_candidates(environ: Mapping[str, str], uid: int) -> list[Path]:
@@ -225,13 +127,13 @@ def control_candidates(environ: Mapping[str, str], uid: int) -> list[Path]:
     return [folder / CONTROL_NAME for folder in folders]
 
 
-def control_path(config: Config, environ: Mapping[str, str], uid: int) -> Path:
+def control_path(chosen: str | None, environ: Mapping[str, str], uid: int) -> Path:
     """Return where the daemon binds its control socket: as set, else the first candidate whose folder can be used or made.
 
     Raise ConfigError if there is none.
     """
-    if config.control.socket is not None:
-        return Path(config.control.socket)
+    if chosen is not None:
+        return Path(chosen)
     candidates = control_candidates(environ, uid)
     private = candidates[-1]
     for place in candidates:

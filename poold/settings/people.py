@@ -5,23 +5,11 @@ Asked at the start and by the trial of a reload, never by the running master.
 
 import os
 import pwd
-from dataclasses import dataclass
 from typing import Any
 
+from poold.settings.config import People
 from poold.settings.preflight import find_group, find_user
 from poold.settings.schema import Config, Listener, Server
-
-
-@dataclass(frozen=True, slots=True)
-class People:
-    """Identities for `poold.sandbox.become_identity` (None: as the master), and the variables that come with the user.
-
-    `workers` is for mold and workers, `helper` for the exporter.
-    """
-
-    workers: dict[str, Any] | None
-    helper: dict[str, Any] | None
-    variables: dict[str, str]
 
 
 def people(server: Server) -> People:

@@ -17,23 +17,9 @@ from pathlib import Path
 
 from poold.address import UNIX_PATH_MAX, Address, Scheme
 from poold.settings.fields import shown
+from poold.settings.file import file_kind
 from poold.settings.lines import Finding, KeyPath
 from poold.settings.schema import Config, Listener, Server
-
-_KINDS = {
-    stat.S_IFREG: "a regular file",
-    stat.S_IFDIR: "a folder",
-    stat.S_IFLNK: "a symbolic link",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFSOCK: "a socket",
-}
-
-
-def file_kind(mode: int) -> str:
-    """Return what an operator calls a file of this st_mode."""
-    return _KINDS.get(stat.S_IFMT(mode), "something else")
 
 
 def find_user(name: str) -> pwd.struct_passwd | None:

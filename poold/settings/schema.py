@@ -1,4 +1,4 @@
-"""The schema of the settings: tables as TOML has them go in, one frozen `Config` comes out.
+"""The schema of the settings: tables as TOML has them go in, one frozen `Config` comes out, and a plain one for the master (`settled`).
 
 Owns the names, ranges and defaults of poold.toml. It must never open a file, ask the network or the account database: what
 depends on the machine is `poold.settings.preflight`'s. A `Config` obeys every rule that can be told from the settings alone, so
@@ -8,13 +8,13 @@ A broken rule is a `pydantic.ValidationError` in the operator's language; `poold
 texts are for TOML, the models take what TOML can write: `mode="0660"`, not 0o660, and `**{"import": 60}`.
 """
 
-from enum import StrEnum
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from poold.address import Address, Scheme
-from poold.settings import fields
+from poold.settings import config, fields
+from poold.settings.config import CommandStyle, LogFormat, LogLevel, WhenFull
 from poold.settings.fields import Fault, refuse
 
 DEFAULT_HANDLER = "poold.handlers.chat:serve"
@@ -40,36 +40,6 @@ APPLIES = {
     "freebind": (Scheme.TCP,),
     "interface": (Scheme.TCP,),
 }
-
-
-class CommandStyle(StrEnum):
-    """How a command gets its connection: on 0 and 1, or as descriptor 3 with LISTEN_FDS."""
-
-    INETD = "inetd"
-    SYSTEMD = "systemd"
-
-
-class WhenFull(StrEnum):
-    """What a client meets that finds every slot taken: a queue, or a message and the end."""
-
-    WAIT = "wait"
-    REFUSE = "refuse"
-
-
-class LogFormat(StrEnum):
-    """The shape of a log line."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-class LogLevel(StrEnum):
-    """The least level that is written."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
 
 
 _ACCOUNT = fields.text("a name, in quotes", fields.is_filled)
@@ -234,3 +204,20 @@ class Config(_Table):
                 faults.append(Fault(("listener", position - 1, "address"), "is that of metrics.listen, unless that is written too"))
         refuse(faults)
         return self
+
+
+def settled(model: Config) -> config.Config:
+    """Return judged settings as the master holds them."""
+
+    def table(kind: type, values: _Table) -> Any:
+        return kind(**{name: getattr(values, name) for name in type(values).model_fields})
+
+    return config.Config(
+        server=table(config.Server, model.server),
+        listeners=tuple(table(config.Listener, listener) for listener in model.listeners),
+        pool=table(config.Pool, model.pool),
+        timeouts=table(config.Timeouts, model.timeouts),
+        metrics=table(config.Metrics, model.metrics),
+        control=table(config.Control, model.control),
+        log=table(config.Log, model.log),
+    )

@@ -1,0 +1,46 @@
+"""Judging settings at the start, in a process that ends, so that the master is not what loads what judging needs."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from poold.errors import ConfigError, Problem
+
+
+def verdict(data: bytes, file: Path | None, *, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return `poold.settings.judge.verdict` of these bytes. Raises ConfigError when there is none, OSError.
+
+    To be called before there is a second thread: a fork and not a fresh interpreter, which would take longer to start than to judge.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        _judge(data, file, environ, writer)
+    os.close(writer)
+    with open(reader, "rb") as answer:
+        text = answer.read()
+    _, status = os.waitpid(pid, 0)
+    if status != 0:
+        raise ConfigError([Problem("", f"the settings could not be judged: the process that did ended with {status:#x}")])
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def _judge(data: bytes, file: Path | None, environ: Mapping[str, str], writer: int) -> None:
+    code = 1
+    try:
+        from poold.settings import judge  # what this process is for
+
+        with open(writer, "wb") as answer:
+            answer.write(json.dumps(judge.verdict(data, file, environ=environ)).encode())
+        code = 0
+    except BaseException as error:
+        # Nothing may climb out into the code of the process that asked.
+        import traceback
+
+        traceback.print_exception(error)
+    finally:
+        os._exit(code)
