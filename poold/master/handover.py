@@ -43,6 +43,8 @@ class HandOver:
         self._ladder = ladder
         self.waiting: deque[Session] = deque()
         self._throttle = Throttle()
+        # When a connection was handed over last.
+        self.last_at = 0.0
         # The youngest first: its pages are the warmest.
         self.spares: list[Child] = []
 
@@ -70,6 +72,7 @@ class HandOver:
             self._not_given(session, child, error)
             return
         session.attempts += 1
+        self.last_at = self._loop.clock()
         self._ladder.within(child, SILENCE, partial(self._silent, child))
 
     def _not_given(self, session: Session, child: Child, error: OSError) -> None:

@@ -145,12 +145,12 @@ class Master:
     def _may_accept(self) -> bool:
         if self._phase not in ACCEPTING:
             return False
-        return self._parts.current.config.pool.when_full is WhenFull.REFUSE or self._parts.pool.room() > 0
+        return self._parts.pool.has_room() or self._parts.current.config.pool.when_full is WhenFull.REFUSE
 
     def _on_accepted(self, accepted: Accepted) -> None:
         """Rule on a new connection: from here on it is a session or refused, never both."""
         parts = self._parts
-        if parts.pool.room() > 0:
+        if parts.pool.has_room():
             parts.handover.begin(accepted)
             return
         reason = Refusal.FULL if parts.pool.full() else Refusal.NO_RESOURCES

@@ -14,6 +14,7 @@ from poold.log import log
 from poold.master.births import Births
 from poold.master.children import Child, ChildTable
 from poold.master.current import Current
+from poold.master.deadlines import Deadline
 from poold.master.handover import HandOver
 from poold.master.ladder import Ladder
 from poold.master.loop import Loop
@@ -21,6 +22,8 @@ from poold.words import Cause, Failure, Kind, State
 
 # Orders in one turn: a burst must not hold the loop.
 ORDERS_MAX = 16
+# How long after a hand-over nothing is ordered for later, while there are spares left.
+REFILL_DELAY = 0.002
 # Births under way at one time: more would only queue up in the mold.
 BIRTHS_MAX = 64
 
@@ -40,6 +43,7 @@ class Pool:
         # A drain has begun: sessions that come are served, and nothing is kept for later. A stop: nothing is begun any more.
         self.draining = False
         self.stopping = False
+        self._refill: Deadline | None = None
 
     def _orders_left(self) -> int:
         """Return how many workers may be ordered now: the cap, and no failure to recover from."""
@@ -48,10 +52,10 @@ class Pool:
         below_cap = self._current.config.pool.max_children - self._table.workers
         return max(0, min(below_cap, BIRTHS_MAX - len(self._births.open)))
 
-    def room(self) -> int:
-        """Return how many more connections could be given a worker now."""
-        waiting = len(self._handover.waiting)
-        return len(self._handover.spares) + self._coming() + self._orders_left() - waiting
+    def has_room(self) -> bool:
+        """Say whether one more connection could be given a worker now."""
+        left = len(self._handover.spares) - len(self._handover.waiting)
+        return left > 0 or left + self._coming() + self._orders_left() > 0
 
     def _coming(self) -> int:
         """Return how many workers are on their way that will serve: those of older settings leave as soon as they are ready."""
@@ -63,7 +67,18 @@ class Pool:
 
     def wants_spares(self) -> bool:
         """Say whether there is something to order when nothing else is to be done."""
-        return self._missing_spares() > 0
+        if self._missing_spares() <= 0:
+            return False
+        rested = self._handover.last_at + REFILL_DELAY
+        if self._handover.spares and self._loop.clock() < rested:
+            # The core may be the worker's that has just been given its session: a clone now would delay its first answer.
+            if self._refill is None:
+                self._refill = self._loop.at(rested, self._rested)
+            return False
+        return True
+
+    def _rested(self) -> None:
+        self._refill = None
 
     def _missing_spares(self) -> int:
         if self.draining:

@@ -1,6 +1,7 @@
 """A handler whose import leaves a thread in the mold that speaks for the first worker, through a process of its own."""
 
 import contextlib
+import gc
 import os
 import socket
 import struct
@@ -23,6 +24,9 @@ def sockets() -> set[int]:
 
 def speak() -> None:
     """Wait for the first order, and answer it from a child of the mold's."""
+    # The last thing that a mold does before it takes orders.
+    while gc.isenabled():
+        continue
     known = sockets()
     while not (new := sockets() - known):
         continue
