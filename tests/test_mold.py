@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from poold.mold import clone
-from tests.support import Daemon, alive, children_of, descendants, eventually, open_files, signal_masks, stat_fields, title
+from tests.support import HANDLERS, Daemon, alive, children_of, descendants, eventually, open_files, signal_masks, stat_fields, title
 
 Poold = Callable[..., Daemon]
 
@@ -240,6 +240,7 @@ def test_weight_of_the_mold(poold: Poold) -> None:
         "poold.log",
         "poold.mold",
         "poold.mold.clone",
+        "poold.mold.compact",
         "poold.mold.main",
         "poold.pages",
         "poold.sandbox",
@@ -252,6 +253,22 @@ def test_weight_of_the_mold(poold: Poold) -> None:
     bare = subprocess.run([sys.executable, "-P", "-c", "import sys; print(*sys.modules)"], capture_output=True, text=True, check=True)
     # A stray import shows here before it shows in a benchmark.
     assert {name.split(".")[0] for name in modules - ours - set(bare.stdout.split())} <= KNOWN_IN_MOLD
+
+
+def test_a_large_handler_is_in_huge_pages(poold: Poold) -> None:
+    """What a large handler has imported is cloned by the huge page, where the kernel can; its workers write to their own."""
+    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    if release < (6, 1) or not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists():
+        pytest.skip("this kernel cannot collapse memory into huge pages")
+    daemon = poold()
+    (daemon.folder / "large.py").write_text("DATA = [str(i) for i in range(1_000_000)]\nfrom cases import serve\n")
+    daemon.write(options={"server.handler": "large:serve", "server.path": [str(daemon.folder), str(HANDLERS)], "pool.min_spare": 1})
+    daemon.start()
+    rollup = Path(f"/proc/{mold_of(daemon)}/smaps_rollup").read_text()
+    huge = int(re.search(r"AnonHugePages:\s+(\d+)", rollup)[1])  # type: ignore[index]
+    assert huge > 16 << 10
+    with daemon.connect() as client:
+        assert client.ask("echo hello") == "hello"
 
 
 def test_only_named_descriptors_reach_mold_and_exporter(poold: Poold) -> None:

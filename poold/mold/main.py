@@ -19,6 +19,7 @@ from poold import __version__, channel, sandbox
 from poold.channel import MoldWord
 from poold.log import TRACEBACK_MAX, log, trace
 from poold.mold import clone
+from poold.mold.compact import compact
 from poold.pages import PhaseView
 from poold.title import set_title
 from poold.worker import adapters
@@ -69,6 +70,7 @@ class Mold:
         gc.collect()
         gc.freeze()
         gc.disable()
+        compact()
         threads = clone.threads()
         self._alone = threads == 1
         return threads
