@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # without loading typing, whose weight every worker would car
     import _socket
     from typing import Any
 
+_AF_UNIX = int(socket.AF_UNIX)
 # sun_path holds 108 bytes, the last one a terminating zero (unix(7)).
 UNIX_PATH_MAX = 107
 
@@ -123,8 +124,8 @@ class Endpoint:
 
     __slots__ = ("family", "gid", "host", "path", "pid", "port", "raw", "uid")
 
-    def __init__(
-        self, family: int, *, raw: Any, host: str = "", port: int = 0, path: str = "", pid: int = 0, uid: int = -1, gid: int = -1
+    def __init__(  # noqa: PLR0917 -- a call with keywords makes a dictionary of them, in each worker
+        self, family: int, raw: Any, host: str = "", port: int = 0, path: str = "", pid: int = 0, uid: int = -1, gid: int = -1
     ) -> None:
         self.family = family
         self.raw = raw
@@ -138,18 +139,18 @@ class Endpoint:
     @classmethod
     def of(cls, family: int, raw: Any) -> Endpoint:
         """Describe the address `raw` of a socket of this family, as accept() and getsockname() return it."""
-        if family == socket.AF_UNIX:
+        if family == _AF_UNIX:
             path = raw.decode(errors="surrogateescape") if isinstance(raw, bytes) else raw
             return cls(family, path=path or "", raw=raw)
-        return cls(family, host=unmapped(raw[0]), port=raw[1], raw=raw)
+        return cls(family, raw, unmapped(raw[0]), raw[1])
 
     @classmethod
     def unix_peer(cls, connection: _socket.socket) -> Endpoint:
         """Describe the client of a unix socket by the credentials it had when it connected (SO_PEERCRED, unix(7))."""
         pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return cls(int(socket.AF_UNIX), pid=pid, uid=uid, gid=gid, raw="")
+        return cls(_AF_UNIX, pid=pid, uid=uid, gid=gid, raw="")
 
     def __str__(self) -> str:
-        if self.family == socket.AF_UNIX:
+        if self.family == _AF_UNIX:
             return f"unix:{self.path}" if self.path else f"unix:uid={self.uid},pid={self.pid}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

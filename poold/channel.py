@@ -15,7 +15,6 @@ The kernel's word for a worker's pid comes with every report (SO_PASSCRED, unix(
 from __future__ import annotations
 
 import _socket
-import os
 import socket
 import struct
 from enum import IntEnum
@@ -24,7 +23,11 @@ from poold.errors import ProtocolError
 
 _CREDENTIALS = struct.Struct("3i")
 _CREDENTIALS_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size)
-_DESCRIPTOR_SPACE = socket.CMSG_SPACE(struct.calcsize("i"))
+_DESCRIPTOR = struct.Struct("i")
+_DESCRIPTOR_SPACE = socket.CMSG_SPACE(_DESCRIPTOR.size)
+# As plain numbers: an enumeration's member costs a worker several pages at each use.
+_AF_UNIX, _SOCK_SEQPACKET, _SOL_SOCKET = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET), int(socket.SOL_SOCKET)
+_SCM_RIGHTS, _MSG_CMSG_CLOEXEC = int(socket.SCM_RIGHTS), int(socket.MSG_CMSG_CLOEXEC)
 
 # The compiled socket itself: what the module socket wraps around it costs a worker pages at its birth, and the master time at each.
 Wire = _socket.socket
@@ -76,9 +79,14 @@ class Outcome(IntEnum):
     CLIENT_GONE = 2
 
 
-def report(word: Word, session: int = 0, number: int = 0, version: str = "") -> bytes:
+def report(word: int, session: int = 0, number: int = 0) -> bytes:
     """Return the bytes of a report."""
-    return _REPORT.pack(word, number, session) + version.encode()[:VERSION_MAX]
+    return _REPORT.pack(word, number, session)
+
+
+def born(*, ready: bool, version: str) -> bytes:
+    """Return the bytes of BORN."""
+    return report(Word.BORN, 0, ready) + version.encode()[:VERSION_MAX]
 
 
 _ASSIGNMENT = struct.Struct("<QHHIIHH")
@@ -104,14 +112,13 @@ class Assignment:
         head = _ASSIGNMENT.pack(self.session, self.family, self.port, self.flow, self.scope, len(host), len(listener))
         return head + host + listener
 
-    @classmethod
-    def unpack(cls, data: bytes) -> Assignment:
-        """Read the bytes on the wire."""
-        session, family, port, flow, scope, host_length, listener_length = _ASSIGNMENT.unpack_from(data)
-        at = _ASSIGNMENT.size
-        host = data[at : at + host_length].decode()
-        listener = data[at + host_length : at + host_length + listener_length].decode()
-        return cls(session=session, family=family, host=host, port=port, flow=flow, scope=scope, listener=listener)
+
+def read_assignment(data: bytes) -> tuple[int, int, str, int, int, int, str]:
+    """Return what an assignment says, in the order of `Assignment.__init__`; a tuple, because a worker reads one in its whole life."""
+    session, family, port, flow, scope, host_length, listener_length = _ASSIGNMENT.unpack_from(data)
+    host_end = _ASSIGNMENT.size + host_length
+    host, listener = data[_ASSIGNMENT.size : host_end].decode(), data[host_end : host_end + listener_length].decode()
+    return session, family, host, port, flow, scope, listener
 
 
 def pair() -> tuple[Wire, Wire]:
@@ -124,7 +131,7 @@ def pair() -> tuple[Wire, Wire]:
 
 def wire(fd: int) -> Wire:
     """Return the end of a pair that this descriptor is, and own it."""
-    return Wire(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
+    return Wire(_AF_UNIX, _SOCK_SEQPACKET, 0, fd)
 
 
 def send_with(end: Wire, data: bytes, fd: int) -> None:
@@ -138,17 +145,12 @@ def receive_with(end: Wire, size: int) -> tuple[bytes, int | None]:
     A message without its descriptor (this process is at its limit of open files: recvmsg(2), MSG_CTRUNC) gives None.
     """
     try:
-        data, ancillary, _, _ = end.recvmsg(size, _DESCRIPTOR_SPACE, socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, _, _ = end.recvmsg(size, _DESCRIPTOR_SPACE, _MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
         # The other side ended without reading all that was said to it: an end all the same (unix(7)).
         return b"", None
-    fds: list[int] = []
-    for level, kind, payload in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.extend(struct.unpack(f"{len(payload) // 4}i", payload[: len(payload) // 4 * 4]))
-    for fd in fds[1:]:
-        os.close(fd)
-    return data, fds[0] if fds else None
+    # The master sends one descriptor, or the kernel has dropped it: nothing else comes on a child's end, which has no SO_PASSCRED.
+    return data, _DESCRIPTOR.unpack(ancillary[0][2])[0] if ancillary else None
 
 
 def receive_report(end: Wire) -> Report | None:
@@ -182,6 +184,7 @@ class MoldWord(IntEnum):
 _ORDER = struct.Struct("<II")
 _ANSWER = struct.Struct("<BxxxIIii")
 ORDER_MAX = _ORDER.size
+_MOLD_ANSWER = int(MoldWord.ANSWER)
 
 
 class MoldReport:
@@ -207,6 +210,11 @@ def read_order(data: bytes) -> tuple[int, int]:
     """Return slot and incarnation of an order."""
     slot, incarnation = _ORDER.unpack(data)
     return slot, incarnation
+
+
+def answer(slot: int, incarnation: int, pid: int, number: int) -> bytes:
+    """Return the bytes of a mold's answer to an order: `mold_report` without its keywords, for each worker."""
+    return _ANSWER.pack(_MOLD_ANSWER, slot, incarnation, pid, number)
 
 
 def mold_report(word: MoldWord, *, slot: int = 0, incarnation: int = 0, pid: int = 0, number: int = 0, text: str = "") -> bytes:

@@ -17,13 +17,14 @@ if TYPE_CHECKING:  # without loading typing, whose weight every worker would car
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_TERM = int(signal.SIGTERM)
-# Looked up once, before any clone.
-_call_prctl = ctypes.CDLL(None, use_errno=True).prctl
+# Looked up and made once, before any clone. PyDLL, because a call that keeps the interpreter's lock touches less, and prctl does not wait.
+_call_prctl = ctypes.PyDLL(None, use_errno=True).prctl
+_DEATH = (ctypes.c_int(_PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGTERM), None, None, None)
+_ADOPTION = (ctypes.c_int(_PR_SET_CHILD_SUBREAPER), ctypes.c_ulong(1), None, None, None)
 
 
-def _prctl(option: int, value: int) -> None:
-    if _call_prctl(option, ctypes.c_ulong(value), None, None, None) != 0:
+def _prctl(arguments: tuple[object, ...]) -> None:
+    if _call_prctl(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
@@ -58,10 +59,10 @@ def die_with(parent: int) -> bool:
 
     To be called after the last change of user, which clears it.
     """
-    _prctl(_PR_SET_PDEATHSIG, _TERM)
+    _prctl(_DEATH)
     return os.getppid() == parent
 
 
 def adopt_orphans() -> None:
     """Make this process the one that orphans below it fall to."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _prctl(_ADOPTION)

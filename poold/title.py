@@ -30,12 +30,18 @@ def _load() -> Callable[[str], None]:
     return setproctitle
 
 
-_set = _load()
+# Shows a title as it is, cut where the process's memory for it ends.
+show = _load()
+
+
+def titled(text: str, before: str = "poold:") -> str:
+    """Return a title that goes on with a text, without control characters, of at most `TITLE_MAX` characters."""
+    title = f"{before} {text}"
+    if not title.isprintable():
+        title = "".join(c for c in title if c.isprintable())
+    return title[:TITLE_MAX]
 
 
 def set_title(text: str) -> None:
-    """Show `poold: text` as this process's name in ps(1), without control characters, at most `TITLE_MAX` characters."""
-    title = f"poold: {text}"
-    if not title.isprintable():
-        title = "".join(c for c in title if c.isprintable())
-    _set(title[:TITLE_MAX])
+    """Show `poold: text` as this process's name in ps(1)."""
+    show(titled(text))

@@ -291,6 +291,17 @@ def _fd_of_listener(daemon: Daemon) -> int:
     return next(fd for fd, name in open_files(daemon.master).items() if name == f"socket:[{inode}]")
 
 
+def test_variables_of_the_mold_alone(poold: Poold) -> None:
+    """What a mold is told by its environment, a handler and what it starts do not see, unless the settings say it too."""
+    daemon = poold().start()
+    with daemon.connect() as client:
+        assert "LD_BIND_NOW" not in json.loads(client.ask("facts"))["environ"]
+    daemon.stop()
+    daemon = poold(options={"server.environment": {"LD_BIND_NOW": "1"}}).start()
+    with daemon.connect() as client:
+        assert json.loads(client.ask("facts"))["environ"]["LD_BIND_NOW"] == "1"
+
+
 def test_clone_is_used_here() -> None:
     """On this machine workers are cloned; otherwise these tests would see the fallback only."""
     assert clone.CLONE_WORKS

@@ -21,6 +21,9 @@ from poold.settings.config import Config, People, Server
 
 # The few variables of the master's that children get.
 KEPT = ("PATH", "HOME", "LANG", "TZ", "USER", "LOGNAME", "SHELL")
+# For the mold alone, which takes them out of what handlers see. A function of the C library that is bound before the clone is not bound
+# again in each worker (ld.so(8)): some twenty pages of a worker.
+MOLD_VARIABLES = {"LD_BIND_NOW": "1"}
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # `-P` keeps the working directory out of sys.path. `-c` and not `-m`, which would load runpy and what it needs. The package is this
@@ -50,8 +53,14 @@ class Launcher:
 
     def mold(self, current: Current, **fds: int) -> int:
         """Start a mold and return its pid. Raises OSError."""
-        document = {**mold_document(current.config), "identity": current.people.workers, "nofile": self.limits}
-        return self._start("poold.mold.main", document, environment(current.config.server, current.people, self.environ), fds)
+        variables = environment(current.config.server, current.people, self.environ)
+        document = {
+            **mold_document(current.config),
+            "identity": current.people.workers,
+            "nofile": self.limits,
+            "own_variables": [name for name in MOLD_VARIABLES if name not in variables],
+        }
+        return self._start("poold.mold.main", document, MOLD_VARIABLES | variables, fds)
 
     def trial(self, file: str | None, **fds: int) -> int:
         """Start a trial, which sees the master's own environment, and return its pid. Raises OSError."""

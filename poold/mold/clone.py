@@ -94,7 +94,7 @@ def clone_worker() -> int:
     """
     _before()
     pid: int = _syscall(*_ARGUMENTS)
-    if pid == 0:
+    if not pid:
         _after_in_child()
         return 0
     number = ctypes.get_errno()

@@ -14,9 +14,11 @@ import resource
 import signal
 import socket
 import sys
+from functools import partial
+from os import close
 
 from poold import __version__, channel, sandbox
-from poold.channel import MoldWord
+from poold.channel import ORDER_MAX, MoldWord, answer, read_order, receive_with
 from poold.log import TRACEBACK_MAX, log, trace
 from poold.mold import clone
 from poold.mold.compact import compact
@@ -31,6 +33,7 @@ if TYPE_CHECKING:  # without loading typing, whose weight every worker would car
     from typing import Any
 
 SETTINGS_MAX = 16 << 20
+_MSG_NOSIGNAL = int(socket.MSG_NOSIGNAL)
 
 
 class Mold:
@@ -76,35 +79,30 @@ class Mold:
         return threads
 
     def run(self) -> None:
-        """Clone until the master closes the channel."""
+        """Clone until the master closes the channel. One function: every page that it writes to is copied again after each clone."""
+        birth, end = self._birth, self._end
+        clone_worker = clone.clone_worker if self._alone and clone.CLONE_WORKS else partial(clone.fork_worker, birth.master)
         while True:
-            data, fd = channel.receive_with(self._end, channel.ORDER_MAX)
+            data, fd = receive_with(end, ORDER_MAX)
             if not data:
                 return
-            slot, incarnation = channel.read_order(data)
+            slot, incarnation = read_order(data)
+            pid = number = 0
             if fd is None:
-                self._answer(slot, incarnation, number=errno.EMFILE)  # what made the kernel drop the descriptor
-                continue
-            self._order(slot, incarnation, fd)
-
-    def _order(self, slot: int, incarnation: int, fd: int) -> None:
-        number = pid = 0
-        try:
-            pid = clone.clone_worker() if self._alone and clone.CLONE_WORKS else clone.fork_worker(self._birth.master)
-        except OSError as error:
-            number = error.errno or 0
-        if pid == 0 and number == 0:
-            live(self._birth, slot, fd)
-        os.close(fd)
-        self._answer(slot, incarnation, pid=pid, number=number)
-
-    def _answer(self, slot: int, incarnation: int, *, pid: int = 0, number: int = 0) -> None:
-        answer = channel.mold_report(MoldWord.ANSWER, slot=slot, incarnation=incarnation, pid=pid, number=number)
-        try:
-            self._end.send(answer, socket.MSG_NOSIGNAL)
-        except BrokenPipeError:
-            # The master has let go of this mold, or is gone.
-            sys.exit(0)
+                number = errno.EMFILE  # what made the kernel drop the descriptor
+            else:
+                try:
+                    pid = clone_worker()
+                    if not pid:
+                        live(birth, slot, fd)
+                except OSError as error:
+                    number = error.errno or errno.EAGAIN
+                close(fd)
+            try:
+                end.send(answer(slot, incarnation, pid, number), _MSG_NOSIGNAL)
+            except BrokenPipeError:
+                # The master has let go of this mold, or is gone.
+                return
 
 
 def altered_dispositions() -> tuple[int, ...]:
@@ -135,6 +133,8 @@ def main() -> None:
     end = channel.wire(fds["channel"])
     set_title("mold")
     settings = _settings(fds["settings"])
+    for name in settings["own_variables"]:
+        os.environ.pop(name, None)
     log.configure(format=settings["log_format"], level=settings["log_level"], journal=settings["log_journal"])
     end.send(channel.mold_report(MoldWord.HELLO, text=__version__))
     mold = Mold(end, settings, fds)

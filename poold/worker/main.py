@@ -18,14 +18,15 @@ import signal
 import socket
 import sys
 import time
+from os import close, setsid
 
 from poold import __version__, channel, sandbox
 from poold.address import Endpoint
-from poold.channel import Assignment, Outcome, Word
+from poold.channel import Outcome, Word, read_assignment, receive_with, report
 from poold.connection import Connection
 from poold.log import log, trace
 from poold.pages import Activity
-from poold.title import set_title
+from poold.title import show, titled
 from poold.worker import adapters
 
 TYPE_CHECKING = False
@@ -36,12 +37,16 @@ if TYPE_CHECKING:  # without loading typing, whose weight every worker would car
     from poold.channel import Wire
     from poold.pages import PhaseView
 
-ASSIGNMENT_MAX = 1024
+# Room for an address and the longest name of a listener; up to 512 bytes the interpreter has the memory at hand.
+ASSIGNMENT_MAX = 448
 
-# As plain numbers: an enumeration's member is converted at each use.
+# As plain numbers: looking an enumeration's member up, and converting it, touches several pages.
 _SIGPIPE = int(signal.SIGPIPE)
-_AF_UNIX, _AF_INET6, _SOCK_STREAM = int(socket.AF_UNIX), int(socket.AF_INET6), int(socket.SOCK_STREAM)
+_AF_UNIX, _AF_INET, _SOCK_STREAM = int(socket.AF_UNIX), int(socket.AF_INET), int(socket.SOCK_STREAM)
 _MSG_NOSIGNAL = int(socket.MSG_NOSIGNAL)
+_ACK, _NACK, _DONE = int(Word.ACK), int(Word.NACK), int(Word.DONE)
+_OK, _EXIT, _CLIENT_GONE = int(Outcome.OK), int(Outcome.EXIT), int(Outcome.CLIENT_GONE)
+_SPARE = titled("spare")
 
 
 class Birth:
@@ -56,15 +61,16 @@ class Birth:
         "altered",
         "born",
         "command",
+        "connections",
         "file",
         "master",
         "mold",
-        "name",
         "options",
         "phase",
         "ready",
         "serve",
         "settings",
+        "title",
     )
 
     def __init__(self, *, master: int, mold: int, activity: int, phase: PhaseView, settings: Mapping[str, Any]) -> None:
@@ -76,11 +82,12 @@ class Birth:
         self.settings = settings
         self.serve: adapters.Serve | None = None
         # What every worker looks at, made before the clone.
-        self.name: str = settings["name"]
+        self.title = titled(settings["name"])
+        self.connections: int = settings["connections_per_child"]
         self.options: Mapping[str, Any] = settings["options"]
         self.command: list[str] | None = settings["command"]
         self.ready = bool(settings["preload"] or self.command is not None)
-        self.born = channel.report(Word.BORN, number=self.ready, version=__version__)
+        self.born = channel.born(ready=self.ready, version=__version__)
 
 
 def file_of(fd: int) -> tuple[int, int]:
@@ -96,12 +103,12 @@ def live(birth: Birth, slot: int, fd: int) -> NoReturn:
     """
     code = 70
     try:
-        os.close(birth.mold)
-        os.setsid()
+        close(birth.mold)
+        setsid()
         end = settle(birth, fd)
         if not birth.ready:
             _import(birth)
-            _say(end, channel.report(Word.READY))
+            _say(end, report(Word.READY))
         code = Worker(birth, slot, end).run()
     except SystemExit as leaving:
         code = _exit_code(leaving)
@@ -120,7 +127,7 @@ def settle(birth: Birth, fd: int) -> Wire:
     """
     if not sandbox.die_with(birth.master):
         os._exit(0)
-    set_title("spare")
+    show(_SPARE)
     end = channel.wire(fd)
     _say(end, birth.born)
     return end
@@ -169,70 +176,77 @@ class Worker:
 
     def run(self) -> int:
         """Serve what is handed over until the master closes the channel or the last connection is served; return the exit status."""
-        left = self._birth.settings["connections_per_child"] or -1
+        birth = self._birth
+        left = birth.connections or -1
         while (connection := self.take()) is not None:
             left -= 1
-            if self._birth.command is not None:
-                self._execute(connection, self._birth.command)
+            if birth.command is not None:
+                self._execute(connection, birth.command)
             code, outcome = self.serve(connection, left == 0)
             if left == 0:
                 return code
-            _say(self._channel, channel.report(Word.DONE, connection.id, outcome))
-            set_title("spare")
+            _say(self._channel, report(_DONE, connection.id, outcome))
+            show(_SPARE)
         return 0
 
     def take(self) -> Connection | None:
         """Wait for a connection; None: there will be none any more."""
         while True:
-            data, fd = channel.receive_with(self._channel, ASSIGNMENT_MAX)
+            data, fd = receive_with(self._channel, ASSIGNMENT_MAX)
             if not data:
                 return None
-            assignment = Assignment.unpack(data)
+            session, family, host, port, flow, scope, listener = read_assignment(data)
             if fd is not None:
-                return self._receive(assignment, fd)
+                break
             # What made the kernel drop it.
-            _say(self._channel, channel.report(Word.NACK, assignment.session, errno.EMFILE))
-
-    def serve(self, connection: Connection, last: bool) -> tuple[int, Outcome]:
-        """Acknowledge a connection and serve it to its end; return the exit status it asks for and how it ended."""
-        # Before the first byte is read: until then the master can give the client to another worker.
-        _say(self._channel, channel.report(Word.ACK, connection.id))
-        if last:
-            self._channel.close()
-        return self._session(connection)
-
-    def _receive(self, assignment: Assignment, fd: int) -> Connection:
-        family = assignment.family
+            _say(self._channel, report(_NACK, session, errno.EMFILE))
         accepted = socket.socket(family, _SOCK_STREAM, 0, fd)
-        if family == _AF_UNIX:
+        if family == _AF_INET:
+            peer = Endpoint(family, (host, port), host, port)
+        elif family == _AF_UNIX:
             peer = Endpoint.unix_peer(accepted)
-        elif family == _AF_INET6:
-            peer = Endpoint.of(family, (assignment.host, assignment.port, assignment.flow, assignment.scope))
         else:
-            peer = Endpoint.of(family, (assignment.host, assignment.port))
-        self._title = f"{self._birth.name} {peer}"
-        set_title(self._title)
-        return Connection(accepted, assignment.session, peer, assignment.listener, self._birth.options, self)
+            peer = Endpoint.of(family, (host, port, flow, scope))
+        self._title = f"{self._birth.title} {peer}"
+        show(self._title)
+        return Connection(accepted, session, peer, listener, self._birth.options, self)
 
-    def _session(self, connection: Connection) -> tuple[int, Outcome]:
+    def serve(self, connection: Connection, last: bool) -> tuple[int, int]:
+        """Acknowledge a connection and serve it to its end; return the exit status it asks for and its `Outcome`."""
         serve = self._birth.serve
         assert serve is not None
+        # Before the first byte is read: until then the master can give the client to another worker.
+        _say(self._channel, report(_ACK, connection.id))
+        if last:
+            self._channel.close()
         # A handler expects BrokenPipeError, as everywhere in Python. A function that does nothing gives it that, and unlike
         # SIG_IGN it is not passed on to programs that the handler starts.
         _signal.signal(_SIGPIPE, _nothing)
         gc.enable()
+        ended = 0, _OK
         try:
             serve(connection)
             connection.close()
-            return 0, Outcome.OK
-        except (BrokenPipeError, ConnectionResetError):
-            self._note_client_gone()
-            log.info("client_gone", session=connection.id, peer=connection.peer, listener=connection.listener)
-            return 1, Outcome.CLIENT_GONE
-        except SystemExit as leaving:
-            code = _exit_code(leaving)
-            return code, Outcome.EXIT if code else Outcome.OK
         except BaseException as error:  # whatever it is, it ends this session and nothing else
+            ended = self._failed(connection, error)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                # The log's stream is closed or full; there is nowhere to say so.
+                continue
+        return ended
+
+    def _failed(self, connection: Connection, error: BaseException) -> tuple[int, int]:
+        """Say how a session ended that its handler did not return from, and close its connection."""
+        try:
+            if isinstance(error, (BrokenPipeError, ConnectionResetError)):
+                self._note_client_gone()
+                log.info("client_gone", session=connection.id, peer=connection.peer, listener=connection.listener)
+                return 1, _CLIENT_GONE
+            if isinstance(error, SystemExit):
+                code = _exit_code(error)
+                return code, _EXIT if code else _OK
             log.error(
                 "handler_failed",
                 session=connection.id,
@@ -241,23 +255,13 @@ class Worker:
                 error=type(error).__name__,
                 traceback=trace(error),
             )
-            return 1, Outcome.EXIT
+            return 1, _EXIT
         finally:
-            self._flush(connection)
-
-    def _flush(self, connection: Connection) -> None:
-        """Let go of everything the session may still hold back."""
-        try:
-            connection.close()
-        except OSError:
-            # What the handler wrote last cannot be delivered: its client has gone.
-            self._note_client_gone()
-        for stream in (sys.stdout, sys.stderr):
             try:
-                stream.flush()
-            except (OSError, ValueError):
-                # The log's stream is closed or full; there is nowhere to say so.
-                continue
+                connection.close()
+            except OSError:
+                # What the handler wrote last cannot be delivered: its client has gone.
+                self._note_client_gone()
 
     def _note_client_gone(self) -> None:
         try:
@@ -268,11 +272,11 @@ class Worker:
 
     def _execute(self, connection: Connection, command: list[str]) -> NoReturn:
         """Become the command. Its start is the acknowledgement: the channel closes by itself when execve succeeds."""
-        _say(self._channel, channel.report(Word.EXEC, connection.id))
+        _say(self._channel, report(Word.EXEC, connection.id))
         try:
             adapters.execute(command, connection)
         except OSError as error:
-            _say(self._channel, channel.report(Word.NOEXEC, connection.id, error.errno or 0))
+            _say(self._channel, report(Word.NOEXEC, connection.id, error.errno or 0))
             os._exit(127)
 
     def _activity(self) -> Activity:
@@ -293,7 +297,7 @@ class Worker:
     def set_status(self, text: str) -> None:
         """Show what the session is doing."""
         self._activity().set_status(text)
-        set_title(f"{self._title} {text}")
+        show(titled(text, self._title))
 
     def extend_deadline(self, seconds: float) -> None:
         """Ask for time until `seconds` from now."""
