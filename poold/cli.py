@@ -15,7 +15,7 @@ from poold.log import is_journal, log
 if TYPE_CHECKING:
     from poold.master.signals import Inbox
 
-# A command waits for a reload as long as its parts may take: the trial, the handler's import, the exporter's start.
+# A command waits for a reload or an upgrade as long as its parts may take: the trial, the handler's import, the exporter's start.
 RELOAD_SECONDS = 900.0
 ASK_SECONDS = 10.0
 
@@ -66,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     add("stop", stop, "drain and end the daemon, and wait until it is gone").add_argument(
         "--now", action="store_true", help="do not wait for sessions"
     )
-    for name in ("reload", "stop"):
+    add("upgrade", upgrade, "replace the program by what is installed now, and wait for the result")
+    for name in ("reload", "upgrade", "stop"):
         commands.choices[name].add_argument("--socket", type=Path, metavar="PATH", help="the daemon's control socket")
     for name, command, help in (("status", status, "show what the daemon does"), ("ps", ps, "show its children")):
         asking = add(name, command, help)
@@ -80,15 +81,16 @@ def run(arguments: argparse.Namespace) -> int:
     from poold import systemd
     from poold.master.signals import Inbox
 
+    origin = {key: value for key, value in os.environ.items() if not key.startswith("LISTEN_")}
     try:
         passed = systemd.listen_fds(os.environ)
     except ConfigError as error:
         return _refuse(error)
     # Early: a signal that comes while the rest is loaded is acted on when there is somebody to act.
-    inherit_nothing()
+    systemd.inherit_nothing()
     inbox = Inbox()
     inbox.open()
-    code = _run(arguments, inbox, passed)
+    code = _run(arguments, inbox, passed, origin)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
@@ -96,15 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     os._exit(code)
 
 
-def inherit_nothing() -> None:
-    """Let no descriptor that this process was started with reach a child, besides the standard streams."""
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2:
-            with contextlib.suppress(OSError):  # that of the listing is closed by now
-                os.set_inheritable(int(name), False)
-
-
-def _run(arguments: argparse.Namespace, inbox: "Inbox", passed: list[tuple[str, int]]) -> int:
+def _run(arguments: argparse.Namespace, inbox: "Inbox", passed: list[tuple[str, int]], origin: dict[str, str]) -> int:
     # Not needed by the commands that only ask.
     from poold.master.main import Master
     from poold.settings import apart, config, file
@@ -126,8 +120,9 @@ def _run(arguments: argparse.Namespace, inbox: "Inbox", passed: list[tuple[str, 
         os.chdir("/")
         os.umask(0o077)
         people = config.People(**verdict["people"])
-        master = Master(settings, people, inbox=inbox, passed=passed, file=found, control=str(control), environ=os.environ)
-        return master.run()
+        return Master(
+            settings, people, inbox=inbox, passed=passed, file=found, control=str(control), environ=os.environ, origin=origin
+        ).run()
     except (ConfigError, OSError, LookupError) as error:
         return _refuse(error)
 
@@ -208,8 +203,23 @@ def reload(arguments: argparse.Namespace) -> int:
     answer = _call(arguments, {"verb": "reload", "dry_run": arguments.dry_run}, seconds=RELOAD_SECONDS)
     if answer is None:
         return ExitCode.UNREACHABLE
+    return _result(answer, report.reloaded)
+
+
+def upgrade(arguments: argparse.Namespace) -> int:
+    """Ask for an upgrade and tell how it went."""
+    from poold import report
+
+    answer = _call(arguments, {"verb": "upgrade"}, seconds=RELOAD_SECONDS)
+    if answer is None:
+        return ExitCode.UNREACHABLE
+    return _result(answer, report.upgraded)
+
+
+def _result(answer: dict[str, Any], told: Callable[[dict[str, Any]], str]) -> int:
+    """Print what became of a reload or an upgrade."""
     if answer["ok"]:
-        print(report.reloaded(answer))
+        print(told(answer))
         return ExitCode.OK
     for line in answer.get("problems", [answer["error"]]):
         print(f"poold: {answer['file'] + ': ' if 'file' in answer else ''}{line}", file=sys.stderr)

@@ -195,6 +195,13 @@ def reloaded(answer: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def upgraded(answer: dict[str, Any]) -> str:
+    """Return what `poold upgrade` prints of an upgrade that was applied."""
+    before, now = printable(answer["from"]), printable(answer["version"])
+    versions = f"poold {now}" if before == now else f"poold {before} → {now}"
+    return f"applied, generation {answer['generation']}: {versions}, {answer['sessions']} sessions go on"
+
+
 WOULD = {"opened": "opens", "closed": "closes", "kept": "stays"}
 
 

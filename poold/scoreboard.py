@@ -165,8 +165,8 @@ class Counters:
         self.fd = shared_memory("counters", COUNTERS_SIZE)
         self._map = mmap.mmap(self.fd, COUNTERS_SIZE)
         seal(self.fd)
-        # Private too: which listener has which label.
-        self._names: dict[str, int] = {}
+        # Which listener has which label.
+        self.names: dict[str, int] = {}
         self.cells = array.array("Q", bytes(8 * CELLS))
         self._bytes = memoryview(self.cells).cast("B")
         self._sequence = 0
@@ -176,20 +176,20 @@ class Counters:
 
     def listener(self, name: str) -> int:
         """Return the number of the listener of this name, a new one for a new name. Raises LookupError when 64 are in use."""
-        number = self._names.get(name)
+        number = self.names.get(name)
         if number is None:
-            number = len(self._names)
+            number = len(self.names)
             if number == LISTENERS_MAX:
                 raise LookupError(f"{LISTENERS_MAX} listener names have been used since poold was started; reuse one of them")
             at = NAMES_AT + number * NAME_BYTES
             self._map[at : at + NAME_BYTES] = name.encode().ljust(NAME_BYTES, b"\0")
-            self._names[name] = number
+            self.names[name] = number
             self.cells[LISTENERS] = number + 1
         return number
 
     def reserve(self, names: Iterable[str]) -> None:
         """Make sure that listeners of these names would get their numbers. Raises LookupError."""
-        if len(set(names) | set(self._names)) > LISTENERS_MAX:
+        if len(set(names) | set(self.names)) > LISTENERS_MAX:
             raise LookupError(f"at most {LISTENERS_MAX} listener names can be used in one life of poold; reuse old ones or restart")
 
     def observe(self, histogram: Histogram, value: float) -> None:

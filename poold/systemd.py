@@ -4,6 +4,7 @@ Both are written to be implemented by the programs that use them. Notifying is b
 socket must not hold up the service.
 """
 
+import contextlib
 import os
 import socket
 from collections.abc import MutableMapping
@@ -27,6 +28,14 @@ def notify(address: str, **fields: str | int) -> bool:
         # Nobody listens, or the queue is full: the service goes on, and the manager's own timeouts speak for themselves.
         return False
     return True
+
+
+def inherit_nothing() -> None:
+    """Let no descriptor that this process was started with reach a child, besides the standard streams."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):  # that of the listing is closed by now
+                os.set_inheritable(int(name), False)
 
 
 def listen_fds(environ: MutableMapping[str, str]) -> list[tuple[str, int]]:

@@ -98,7 +98,7 @@ def calls(path: Path) -> Iterator[str]:
 HURTING = {
     r"os\.(fork|forkpty)|.*\.PyOS_\w+": {"poold.mold.clone", "poold.settings.apart"},
     r"os\.posix_spawnp?|subprocess\.\w+": {"poold.master.spawn"},
-    r"os\.exec\w+": {"poold.worker.adapters"},
+    r"os\.exec\w+": {"poold.worker.adapters", "poold.master.program"},
     r"os\.(set\w*id|setgroups|initgroups)": {"poold.sandbox", "poold.worker.main"},  # the worker's setsid
     r"signal\.(signal|pthread_sigmask|set_wakeup_fd|sigaction)": {
         "poold.master.signals",

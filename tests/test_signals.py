@@ -324,7 +324,7 @@ def test_signals_of_children_are_not_the_masters(poold: Poold) -> None:
     daemon.metric("poold_mold_starts_total", 2)
     with daemon.connect() as client:
         assert client.ask("echo hello") == "hello"
-    taken = ("reload_started", "upgrade_started", "upgrade_unsupported", "draining", "stopping")
+    taken = ("reload_started", "upgrade_started", "draining", "stopping")
     assert [name for name in taken if daemon.events(name)] == []
 
 

@@ -88,6 +88,9 @@ class Exporter:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(PooldCollector(view))
         self._places = threading.BoundedSemaphore(CLIENTS_MAX)
+        # Held while a scraper is let in. Once this process leaves, who comes is the next exporter's.
+        self._door = threading.Lock()
+        self._leaving = False
 
     def metrics(self, accept: str) -> tuple[bytes, str]:
         """Return the exposition and its content type, in the format that an Accept header asks for."""
@@ -117,7 +120,10 @@ class Exporter:
         while True:
             readable.poll()
             try:
-                self._take(listener)
+                with self._door:
+                    if self._leaving:
+                        return
+                    self._take(listener)
             except BlockingIOError:
                 # Somebody else was faster.
                 continue
@@ -134,6 +140,8 @@ class Exporter:
 
     def finish(self, listener: socket.socket) -> None:
         """Answer who has come by now, within a second."""
+        with self._door:
+            self._leaving = True
         until = time.monotonic() + GOODBYE_SECONDS
         try:
             while time.monotonic() < until:

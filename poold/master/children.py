@@ -83,6 +83,21 @@ class ChildTable:
         self.workers += kind is Kind.WORKER
         return child
 
+    def inherit(self, child: Child) -> None:
+        """Take over a born child of the program before, in its slot; before any is claimed, and `settle_slots` after the last."""
+        self._rows[child.slot] = child
+        self._pids[child.pid] = child
+        self._incarnation = max(self._incarnation, child.incarnation)
+        self.census[child.kind, child.state] += 1
+        self.workers += child.kind is Kind.WORKER
+        self.changed(child, None, False)
+
+    def settle_slots(self) -> None:
+        """Find out which slots are free among those that were inherited."""
+        self._used = max((slot + 1 for slot in self._rows), default=0)
+        self._used = max(self._used, AUXILIARY_SLOTS)
+        self._free = [slot for slot in range(AUXILIARY_SLOTS, self._used) if slot not in self._rows]
+
     def _free_slot(self, kind: Kind) -> int:
         if kind is not Kind.WORKER:
             return next(slot for slot in range(AUXILIARY_SLOTS) if slot not in self._rows)

@@ -145,6 +145,23 @@ class Control:
             log.debug("control_unanswered", error=error.strerror)
         self._close(client)
 
+    def waiting(self) -> int | None:
+        """Return the descriptor of the client whose answer is being made, None when there is none."""
+        return next((client.socket.fileno() for client in self._clients if client.waiting), None)
+
+    def inherit(self, accepted: socket.socket) -> Reply:
+        """Take over a client that the program before has not answered, and return what answers it."""
+        accepted.setblocking(False)
+        client = Client(accepted, waiting=True)
+        self._loop.watch(accepted, partial(self._read, client))
+        self._clients.append(client)
+        return partial(self._answer, client)
+
+    @property
+    def opened(self) -> Opened:
+        """The listening socket."""
+        return self._opened
+
     def _close(self, client: Client) -> None:
         self._clients.remove(client)
         if client.deadline is not None:

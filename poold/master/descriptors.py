@@ -27,13 +27,19 @@ def limits() -> tuple[int, int]:
     return resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
-def raise_limit(config: Config) -> tuple[int, int]:
-    """Raise the soft limit to what is needed and return the limits as they were, for children. Raises ConfigError."""
-    soft, hard = limits()
-    need = needed(config)
+def judge(config: Config) -> None:
+    """Raise ConfigError when the hard limit does not allow what these settings need."""
+    hard, need = limits()[1], needed(config)
     if hard != resource.RLIM_INFINITY and hard < need:
         message = f"{need} open files may be needed, and the hard limit is {hard}; raise LimitNOFILE= or lower max_spare"
         raise ConfigError([Problem("pool.max_children", message)])
+
+
+def raise_limit(config: Config) -> tuple[int, int]:
+    """Raise the soft limit to what is needed and return the limits as they were, for children. Raises ConfigError."""
+    judge(config)
+    soft, hard = limits()
+    need = needed(config)
     if soft != resource.RLIM_INFINITY and soft < need:
         resource.setrlimit(resource.RLIMIT_NOFILE, (need if hard == resource.RLIM_INFINITY else hard, hard))
     return soft, hard

@@ -34,10 +34,9 @@ Prepared = Callable[[str | None], object]
 
 @dataclass(slots=True, eq=False)
 class Exporter:
-    """An exporter and the listener it serves. `prepared` is set as long as it is a candidate."""
+    """An exporter. `prepared` is set as long as it is a candidate."""
 
     child: Child
-    listener: Opened
     prepared: Prepared | None = None
 
 
@@ -80,7 +79,7 @@ class Exporters:
 
     def _launch(self, settings: Current, listener: Opened) -> Exporter:
         child = self._table.claim(Kind.EXPORTER, generation=settings.generation, now=self._loop.clock())
-        exporter = Exporter(child, listener)
+        exporter = Exporter(child)
         try:
             child.channel, theirs = socket.socketpair()
             child.channel.setblocking(False)
@@ -131,6 +130,17 @@ class Exporters:
         if candidate is not None and not candidate.child.leaving:
             candidate.prepared = None
             self._ladder.retire(candidate.child)
+
+    def inherit(self, child: Child) -> None:
+        """Take over an exporter of the program before, and see it off: it reads memory that nobody writes any more.
+
+        Ours is started when it has left. Side by side they would answer now from the one memory and now from the other, and
+        counters would seem to fall; meanwhile scrapers wait in the queue.
+        """
+        self._exporters[child] = exporter = Exporter(child)
+        if not child.leaving:
+            self._used = exporter
+            self._ladder.retire(child)
 
     def _read(self, exporter: Exporter) -> None:
         child = exporter.child
@@ -185,7 +195,10 @@ class Exporters:
                 exporter.prepared(reason)
         elif exporter is self._used:
             self._used = None
-            if not self.stopping:
+            if child.excused:
+                # It was asked to leave, to make room for another.
+                self.start()
+            elif not self.stopping:
                 self._again(reason)
 
     def _again(self, reason: str) -> None:

@@ -78,6 +78,14 @@ class Ladder:
             child.failure = failure
         self.kill(child)
 
+    def resume(self, child: Child) -> None:
+        """Give a child that the program before has told to go the time it has for that, from now."""
+        seconds = self._current.config.timeouts.kill
+        if child.state is State.RETIRING:
+            self.within(child, seconds, partial(self.terminate, child))
+        elif child.state is State.TERMINATING:
+            self.within(child, seconds, partial(self.kill, child))
+
     def sweep(self, child: Child) -> None:
         """End what is left of a worker's group when poold ended its session; to be called before the leader is reaped."""
         if child.state in (State.TERMINATING, State.KILLED):

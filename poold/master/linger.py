@@ -36,6 +36,19 @@ class Linger:
             # The client has gone already, its window is shut, or it cannot be watched: it has had what it could get.
             refused.close()
             return
+        self._keep(refused)
+
+    def inherit(self, refused: Wire) -> None:
+        """Take over a connection that the program before has refused."""
+        refused.setblocking(False)
+        self._loop.watch(refused, partial(self._discard, refused))
+        self._keep(refused)
+
+    def descriptors(self) -> list[int]:
+        """Return the descriptors of those that have not ended yet."""
+        return [refused.fileno() for refused in self._open]
+
+    def _keep(self, refused: Wire) -> None:
         if len(self._open) >= LINGER_MAX:
             self._close(next(iter(self._open)))
         self._open[refused] = self._loop.after(LINGER_SECONDS, partial(self._close, refused))

@@ -3,7 +3,7 @@
 import errno
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -87,6 +87,19 @@ class Listeners:
         if most is not None and listener.backlog > most:
             log.warning("backlog_cut", listener=listening.name, backlog=listener.backlog, somaxconn=most)
 
+    def inherit(self, opened: Opened, listener: Listener, *, leaving: bool, seconds: float) -> None:
+        """Take over an open socket of the program before; one that was being emptied has so many seconds for that, from now."""
+        self.add(opened, listener)
+        listening = self._open[-1]
+        if leaving:
+            listening.leaving = True
+            listening.deadline = self._loop.after(seconds, partial(self._close, listening))
+        else:
+            self._retune(listening)
+
+    def __iter__(self) -> Iterator[Listening]:
+        return iter(self._open)
+
     def change(self, listener: Listener) -> None:
         """Give the open listener of this address its other settings."""
         for listening in self._at(listener):
@@ -94,10 +107,13 @@ class Listeners:
                 continue
             listening.listener = listener
             listening.number = self._counters.listener(listener.name)
-            try:
-                retune(listening.opened, listener)
-            except (OSError, KeyError) as error:
-                log.warning("listener_not_changed", listener=listening.name, error=str(error))
+            self._retune(listening)
+
+    def _retune(self, listening: Listening) -> None:
+        try:
+            retune(listening.opened, listening.listener)
+        except (OSError, KeyError) as error:
+            log.warning("listener_not_changed", listener=listening.name, error=str(error))
 
     def dismiss(self, listener: Listener, *, seconds: float) -> None:
         """Close the listener of this address once its queue is empty, and in so many seconds at the latest; a lent one at once."""

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from poold import __version__, sandbox
 from poold.errors import ExitCode, InternalError
 from poold.log import log, trace
-from poold.master import sockets
+from poold.master import sockets, takeover
 from poold.master.control import Answer, Reply
 from poold.master.drain import Drain
 from poold.master.loop import Loop
@@ -24,10 +24,14 @@ from poold.master.parts import Parts
 from poold.master.reloads import Reloads
 from poold.master.sessions import Accepted
 from poold.master.signals import Inbox
-from poold.scoreboard import REFUSED, RELOAD_SUCCESS_AT, RELOAD_SUCCESSFUL
+from poold.master.snapshot import Origin
+from poold.master.state import StateDocument
+from poold.master.trials import Trials
+from poold.master.upgrades import Upgrades
+from poold.scoreboard import REFUSED, RELOAD_SUCCESS_AT, RELOAD_SUCCESSFUL, UPGRADES
 from poold.settings.config import Config, People, WhenFull
 from poold.title import set_title
-from poold.words import Cause, Kind, Refusal
+from poold.words import Cause, Kind, Refusal, UpgradeResult
 
 
 class Phase(StrEnum):
@@ -56,11 +60,14 @@ class Master:
         file: Path | None,
         control: str,
         environ: MutableMapping[str, str],
+        origin: Mapping[str, str],
+        inherited: StateDocument | None = None,
     ) -> None:
         """Take the settings and the file they come from, signals that are noted already, and the path of the control socket.
 
-        `passed` are names and numbers of descriptors from the service manager, whose other variables are removed from `environ`.
-        Raises ConfigError for a descriptor that is of no use.
+        `passed` are names and numbers of descriptors from the service manager, whose other variables are removed from `environ`;
+        `origin` is the environment as it was before, for the program of an upgrade. `inherited` is what the program before has
+        left, where this one is that. Raises ConfigError for a descriptor that is of no use.
         """
         self._passed: dict[str, list[socket.socket]] = {}
         for name, fd in passed:
@@ -69,25 +76,39 @@ class Master:
         self._inbox = inbox
         self._loop = Loop(self._inbox, self._on_signals, self._on_idle)
         self._manager = Manager(environ, self._loop)
-        self._parts = Parts(config, people, self._loop, environ)
+        self._inherited = inherited
+        self._started_at = time.monotonic() if inherited is None else inherited.started_at
+        self._parts = Parts(config, people, self._loop, environ, inherited)
         self._drain = Drain(self._parts, self._parts.memories.phase)
-        self._drain.on_overdue = self._on_overdue
-        self._reloads = Reloads(self._parts, file=file, passed=self._passed, wall_clock=time.time)
-        self._reloads.on_begin = self._manager.reloading
-        self._reloads.on_end = self._manager.ready_again
-        self._parts.reaper.on_exit[Kind.TRIAL] = self._reloads.trial_exited
-        self._parts.listeners.may_accept = self._may_accept
-        self._parts.listeners.on_accepted = self._on_accepted
-        self._parts.molds.on_failed_start = self._on_failed_start
-        self._started_at = time.monotonic()
+        trials = Trials(self._parts)
+        self._reloads = Reloads(self._parts, trials, file=file, passed=self._passed, wall_clock=time.time)
+        self._upgrades = Upgrades(self._parts, trials, inbox=inbox, origin=Origin(file, self._started_at, self._passed, origin))
+        self._verbs = {"view": self._view, "reload": self._reload, "upgrade": self._upgrade, "stop": self._asked_to_stop}
+        self._parts.reaper.on_exit[Kind.TRIAL] = trials.exited
         self._phase = Phase.STARTING
         self._exit_code = ExitCode.OK
         self._title = ""
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """Tell the parts whom to ask and whom to tell."""
+        parts, manager = self._parts, self._manager
+        parts.listeners.may_accept = self._may_accept
+        parts.listeners.on_accepted = self._on_accepted
+        parts.molds.on_failed_start = self._on_failed_start
+        self._drain.on_overdue = self._on_overdue
+        self._reloads.hindrance = lambda: "an upgrade is running" if self._upgrades.running else ""
+        self._reloads.on_begin, self._reloads.on_end = manager.reloading, manager.ready_again
+        self._upgrades.hindrance = self._hindrance
+        self._upgrades.on_begin, self._upgrades.on_end = manager.reloading, manager.ready_again
 
     def run(self) -> ExitCode:
         """Serve until told to stop; return the exit status. Raises ConfigError when a socket cannot be opened."""
         try:
-            self._start()
+            if self._inherited is None:
+                self._start()
+            else:
+                self._take_over(self._inherited)
             while self._phase is not Phase.STOPPED:
                 try:
                     self._loop.turn()
@@ -106,21 +127,43 @@ class Master:
         sandbox.adopt_orphans()
         for name in sorted(set(self._passed) - {listener.address.name for listener in config.listeners}):
             log.warning("passed_socket_unused", name=name, hint=f'add a [[listener]] with address = "systemd://{name}"')
-        verbs = {"view": self._view, "reload": self._reload, "stop": self._asked_to_stop}
-        parts.open(passed=self._passed, control_path=self._control_path, verbs=verbs)
+        parts.open(passed=self._passed, control_path=self._control_path, verbs=self._verbs)
         parts.molds.start()
         parts.exporters.start()
         parts.counters.cells[RELOAD_SUCCESSFUL] = 1
         parts.counters.cells[RELOAD_SUCCESS_AT] = int(time.time() * 1_000_000)
         self._show()
 
+    def _take_over(self, before: StateDocument) -> None:
+        """Go on where the program before has stopped."""
+        parts = self._parts
+        sandbox.adopt_orphans()
+        reply = takeover.adopt(parts, before, passed=self._passed, verbs=self._verbs)
+        self._phase = Phase.RUNNING
+        parts.counters.cells[UPGRADES[UpgradeResult.APPLIED]] += 1
+        sessions, generation = len(parts.sessions.open), parts.current.generation
+        log.info("upgrade_applied", before=before.version, version=__version__, generation=generation, sessions=sessions)
+        # From here on signals are taken; those that came meanwhile come now.
+        self._inbox.open()
+        self._inbox.note(signal.SIGCHLD)
+        self._manager.status(self._status())
+        self._manager.ready()
+        self._inherited = None
+        self._show()
+        if reply is not None:
+            told = {"ok": True, "from": before.version, "version": __version__, "generation": generation, "sessions": sessions}
+            reply(Answer(told))
+
     def _on_signals(self, signals: set[int]) -> None:
         if signal.SIGCHLD in signals and self._parts.reaper.reap():
             self._inbox.note(signal.SIGCHLD)
         if signal.SIGHUP in signals:
-            self._reloads.signalled()
+            if self._upgrades.running:
+                self._upgrades.reload_afterwards()
+            else:
+                self._reloads.signalled()
         if signal.SIGUSR2 in signals:
-            log.warning("upgrade_unsupported", hint="this version cannot replace itself")
+            self._upgrades.asked(lambda document: None)
         if signals & {signal.SIGTERM, signal.SIGINT}:
             self._on_term()
         if signal.SIGQUIT in signals:
@@ -143,7 +186,7 @@ class Master:
         self._parts.pool.refill()
 
     def _may_accept(self) -> bool:
-        if self._phase not in ACCEPTING:
+        if self._phase not in ACCEPTING or self._upgrades.quiet:
             return False
         return self._parts.pool.has_room() or self._parts.current.config.pool.when_full is WhenFull.REFUSE
 
@@ -176,6 +219,7 @@ class Master:
         over = self._phase is Phase.DRAINING and self._drain.over()
         self._loop.eager = unsettled or over or parts.pool.wants_spares()
         self._show()
+        self._upgrades.advance()
 
     def _ready(self) -> None:
         self._phase = Phase.RUNNING
@@ -186,6 +230,7 @@ class Master:
     def _begin_drain(self) -> None:
         self._phase = Phase.DRAINING
         self._reloads.stop()
+        self._upgrades.stop()
         self._manager.stopping()
         self._drain.begin()
 
@@ -199,6 +244,7 @@ class Master:
             return
         if self._phase is not Phase.DRAINING:
             self._reloads.stop()
+            self._upgrades.stop()
             self._manager.stopping()
         self._phase = Phase.STOPPING
         parts = self._parts
@@ -270,6 +316,15 @@ class Master:
 
     def _reload(self, request: dict[str, Any], reply: Reply) -> None:
         self._reloads.asked(lambda document: reply(Answer(document)), dry=bool(request.get("dry_run")))
+
+    def _upgrade(self, request: dict[str, Any], reply: Reply) -> None:
+        self._upgrades.asked(lambda document: reply(Answer(document)))
+
+    def _hindrance(self) -> str:
+        """Say why no upgrade may begin now."""
+        if self._phase is Phase.STARTING:
+            return "poold is not ready yet"
+        return "a reload is running" if self._reloads.running else ""
 
     def _asked_to_stop(self, request: dict[str, Any], reply: Reply) -> None:
         reply(Answer({"ok": True, "pid": os.getpid()}))

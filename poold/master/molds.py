@@ -19,7 +19,7 @@ from poold.master.current import Current
 from poold.master.ladder import Ladder
 from poold.master.loop import Loop
 from poold.master.pool import Pool
-from poold.master.spawn import Launcher
+from poold.master.spawn import Launcher, Recipe
 from poold.scoreboard import MOLD_STARTS, SPAWNED, Counters
 from poold.words import Failure, Kind, State
 
@@ -34,10 +34,15 @@ Prepared = Callable[[str | None], object]
 
 @dataclass(slots=True, eq=False)
 class Mold:
-    """A mold, for the settings it was started with. `prepared` is set as long as it is a candidate."""
+    """A mold, and what it was started with. `prepared` is set as long as it is a candidate.
+
+    `version` is the one it says it has; a `foreign` one may have another than ours, because it is for the program that comes next.
+    """
 
     child: Child
-    settings: Current
+    seconds: float
+    foreign: bool = False
+    version: str = ""
     unanswered: int = 0
     # Why it cannot be used, as far as anybody said.
     reason: str = ""
@@ -82,18 +87,21 @@ class Molds:
         if self.stopping or self._used is not None:
             return
         try:
-            self._used = self._launch(self._current)
+            self._used = self._launch(self._recipe(self._current), self._current.generation)
         except OSError as error:
             self._again(str(error))
 
-    def _launch(self, settings: Current) -> Mold:
-        child = self._table.claim(Kind.MOLD, generation=settings.generation, now=self._loop.clock())
-        mold = Mold(child, settings)
+    def _recipe(self, settings: Current) -> Recipe:
+        return self._launcher.recipe(settings.config, settings.people)
+
+    def _launch(self, recipe: Recipe, generation: int) -> Mold:
+        child = self._table.claim(Kind.MOLD, generation=generation, now=self._loop.clock())
+        mold = Mold(child, recipe.seconds)
         try:
             child.channel, theirs = channel.pair()
             try:
                 self._loop.watch(child.channel, partial(self._read, mold))
-                pid = self._launcher.mold(settings, channel=theirs.fileno(), **self._pages)
+                pid = self._launcher.mold(recipe, channel=theirs.fileno(), **self._pages)
             finally:
                 theirs.close()
         except BaseException:
@@ -105,14 +113,37 @@ class Molds:
         cells[SPAWNED[Kind.MOLD]] += 1
         cells[MOLD_STARTS] += 1
         self._molds[child] = mold
-        self._ladder.within(child, settings.config.timeouts.import_, partial(self._too_slow, mold))
+        self._ladder.within(child, recipe.seconds, partial(self._too_slow, mold))
         log.info("mold_started", pid=pid, generation=child.generation)
         return mold
 
     def prepare(self, settings: Current, prepared: Prepared) -> None:
         """Start the mold of other settings beside the one in use, and tell when it is ready or cannot be. Raises OSError."""
-        self._candidate = self._launch(settings)
+        self._candidate = self._launch(self._recipe(settings), settings.generation)
         self._candidate.prepared = prepared
+
+    def prepare_foreign(self, recipe: Recipe, generation: int, prepared: Prepared) -> None:
+        """Start a mold for another program's code like that, as its trial has put it down. Raises OSError."""
+        self._candidate = self._launch(recipe, generation)
+        self._candidate.foreign = True
+        self._candidate.prepared = prepared
+
+    @property
+    def candidate(self) -> Mold | None:
+        """The mold that is being prepared."""
+        return self._candidate
+
+    def inherit(self, child: Child, *, use: bool) -> None:
+        """Take over a mold of the program before: for use, or to see it off."""
+        mold = Mold(child, self._current.config.timeouts.import_)
+        self._molds[child] = mold
+        self.ever_ready = True
+        if use and child.channel is not None:
+            self._loop.watch(child.channel, partial(self._read, mold))
+            self._used = mold
+            self._pool.send_order = self.order
+        elif not child.leaving:
+            self._ladder.retire(child)
 
     def adopt(self) -> None:
         """Use the prepared mold from now on; the old one is asked to leave, and its open orders come to their end."""
@@ -174,7 +205,8 @@ class Molds:
     def _on_report(self, mold: Mold, report: MoldReport) -> None:
         match report.word:
             case MoldWord.HELLO:
-                if report.text != __version__:
+                mold.version = report.text
+                if report.text != __version__ and not mold.foreign:
                     mold.reason = f'poold {report.text} is installed now, and this master is {__version__}; run "poold upgrade"'
                     self._ladder.expel(mold.child, Failure.EXIT)
             case MoldWord.READY:
@@ -211,7 +243,7 @@ class Molds:
         self._pool.answered(report)
 
     def _too_slow(self, mold: Mold) -> None:
-        mold.reason = f"the handler's import took longer than timeouts.import ({mold.settings.config.timeouts.import_:g} s)"
+        mold.reason = f"the handler's import took longer than timeouts.import ({mold.seconds:g} s)"
         log.error("handler_import_failed", reason=mold.reason)
         self._ladder.expel(mold.child, Failure.TIMEOUT)
 

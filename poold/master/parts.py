@@ -22,6 +22,7 @@ from poold.master.molds import Molds
 from poold.master.pool import Pool
 from poold.master.reaper import Reaper
 from poold.master.sessions import Sessions
+from poold.master.state import StateDocument
 from poold.pages import PAGE, ActivityView, Phase
 from poold.scoreboard import SLOTS, Counters, Table, read_only, shared_memory
 from poold.settings.config import Config, People
@@ -33,7 +34,10 @@ LOCK_PATIENCE = 5.0
 
 @dataclass(slots=True)
 class Memories:
-    """The shared memories: the master's own, and what others get of them."""
+    """The shared memories: the master's own, and what others get of them.
+
+    `activity` and `phase` are mapped by workers for as long as they live, so the program after this one takes these two over.
+    """
 
     counters: Counters
     rows: Table
@@ -42,27 +46,32 @@ class Memories:
     pages: dict[str, int]
     views: list[int]
     phase: Phase
+    phase_fd: int
 
 
-def share() -> Memories:
-    """Make the shared memories."""
+def share(inherited: StateDocument | None = None) -> Memories:
+    """Make the shared memories, or those that are not inherited. Raises OSError."""
     counters, rows = Counters(), Table()
-    activity = shared_memory("activity", SLOTS * PAGE)
-    phase = shared_memory("phase", PAGE)
+    if inherited is None:
+        activity, phase = shared_memory("activity", SLOTS * PAGE), shared_memory("phase", PAGE)
+    else:
+        activity, phase = inherited.activity, inherited.phase
+        # Another version may have had fewer slots; a page that is not there would be fatal to touch.
+        os.ftruncate(activity, max(os.fstat(activity).st_size, SLOTS * PAGE))
     views = [read_only(fd) for fd in (counters.fd, rows.fd, activity)]
     pages = {"activity": activity, "phase": read_only(phase)}
-    written = Phase(phase)
-    os.close(phase)
-    return Memories(counters, rows, ActivityView(activity, SLOTS), pages, views, written)
+    return Memories(counters, rows, ActivityView(activity, SLOTS), pages, views, Phase(phase), phase)
 
 
 class Parts:
     """Everything the master is made of, but its own phase."""
 
-    def __init__(self, config: Config, people: People, loop: Loop, environ: Mapping[str, str]) -> None:
-        self.current = current = Current(config, people)
+    def __init__(
+        self, config: Config, people: People, loop: Loop, environ: Mapping[str, str], inherited: StateDocument | None = None
+    ) -> None:
+        self.current = current = Current(config, people, 1 if inherited is None else inherited.generation + 1)
         self.loop = loop
-        self.memories = memories = share()
+        self.memories = memories = share(inherited)
         self.counters = counters = memories.counters
         self.table = table = ChildTable()
         self.sessions = sessions = Sessions(counters)
@@ -83,7 +92,10 @@ class Parts:
         )
         self.linger = Linger(loop)
         self.listeners = Listeners(loop=loop, counters=counters)
-        self.launcher = launcher = spawn.Launcher(environ=environ, limits=descriptors.raise_limit(config))
+        limits = descriptors.raise_limit(config)
+        if inherited is not None:
+            limits = (inherited.limits[0], inherited.limits[1])
+        self.launcher = launcher = spawn.Launcher(environ=environ, limits=limits)
         self.molds = Molds(
             current=current,
             loop=loop,

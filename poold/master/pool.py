@@ -44,6 +44,8 @@ class Pool:
         self.draining = False
         self.stopping = False
         self._refill: Deadline | None = None
+        # An upgrade waits for quiet: who waits is served, and no spare is ordered.
+        self.resting = False
 
     def _orders_left(self) -> int:
         """Return how many workers may be ordered now: the cap, and no failure to recover from."""
@@ -81,7 +83,7 @@ class Pool:
         self._refill = None
 
     def _missing_spares(self) -> int:
-        if self.draining:
+        if self.draining or self.resting:
             return 0
         there = len(self._handover.spares) + self._coming() - len(self._handover.waiting)
         return min(self._current.config.pool.min_spare - there, self._orders_left())
@@ -281,6 +283,17 @@ class Pool:
             # already keeps its own exit status.
             self._handover.withdraw(child)
             self._ladder.expel(child, None)
+
+    def quiet(self) -> bool:
+        """Say whether no worker is on its way and no session waits for one."""
+        return not self._births.open and not self._births.unclaimed and not self._handover.waiting
+
+    def inherit(self, child: Child) -> None:
+        """Take over a worker of the program before: its spares leave, because their code is older than ours."""
+        if child.state is State.SPARE:
+            self._ladder.retire(child)
+        elif child.channel is not None:
+            self._loop.watch(child.channel, partial(self.read, child))
 
     def renew(self) -> None:
         """Let the spares of older settings go."""

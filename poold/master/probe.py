@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from poold import channel
 from poold.channel import MoldWord
-from poold.master.current import Current
 from poold.master.descriptors import limits
 from poold.master.spawn import Launcher
 from poold.pages import PAGE
@@ -20,7 +19,8 @@ def import_handler(config: Config, people: People, environ: Mapping[str, str]) -
     ours, theirs = channel.pair()
     fds = {"channel": theirs.fileno(), "activity": shared_memory("activity", PAGE), "phase": shared_memory("phase", PAGE)}
     try:
-        pid = Launcher(environ, limits()).mold(Current(config, people), **fds)
+        launcher = Launcher(environ, limits())
+        pid = launcher.mold(launcher.recipe(config, people), **fds)
     except OSError as error:
         ours.close()
         return f"a mold cannot be started: {error}"

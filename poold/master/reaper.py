@@ -58,7 +58,7 @@ class Reaper:
                     return False
                 self._take(found.si_pid)
             except ChildProcessError:
-                self._reconcile()
+                self.reconcile()
                 return False
         return True
 
@@ -94,7 +94,7 @@ class Reaper:
             self._counters.cells[UNKNOWN_REAPED] += 1
             log.debug("unknown_child_reaped", pid=stranger.pid, status=stranger.status)
 
-    def _reconcile(self) -> None:
+    def reconcile(self) -> None:
         """Let go of children that somebody else has waited for: nobody will tell how they ended (wait(2), ECHILD)."""
         for child in self._table:
             if not child.pid:

@@ -10,7 +10,6 @@ One reload runs at a time. One more SIGHUP is remembered, because the file may h
 `poold reload` is told that one is running.
 """
 
-import json
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -22,21 +21,17 @@ from typing import Any
 from poold.errors import ConfigError, Problem
 from poold.log import log
 from poold.master import descriptors, sockets
-from poold.master.births import Exit
-from poold.master.children import Child
 from poold.master.current import Current
 from poold.master.parts import Parts
 from poold.master.plan import Plan, plan
 from poold.master.sockets import Opened
 from poold.master.spawn import memory_file
-from poold.scoreboard import RELOAD_SUCCESS_AT, RELOAD_SUCCESSFUL, RELOADS, SPAWNED
+from poold.master.trials import Trials
+from poold.scoreboard import RELOAD_SUCCESS_AT, RELOAD_SUCCESSFUL, RELOADS
 from poold.settings import file as settings
 from poold.settings.config import Config, People, of_document
-from poold.words import Failure, Kind, ReloadResult, State
+from poold.words import ReloadResult
 
-# A trial that takes longer hangs: in a name service, say.
-TRIAL_SECONDS = 30.0
-VERDICT_MAX = 4 << 20
 # How long the queue of a removed listener is served at the most, where `timeouts.drain` is not longer.
 EMPTY_SECONDS = 30.0
 
@@ -50,7 +45,6 @@ class Reload:
 
     told: Told
     dry: bool
-    verdict: int = -1
     next: Current | None = None
     plan: Plan | None = None
     opened: dict[str, list[Opened]] = field(default_factory=dict)
@@ -63,15 +57,24 @@ class Reloads:
     """Runs reloads, one at a time."""
 
     def __init__(
-        self, parts: Parts, *, file: Path | None, passed: Mapping[str, list[socket.socket]], wall_clock: Callable[[], float]
+        self,
+        parts: Parts,
+        trials: Trials,
+        *,
+        file: Path | None,
+        passed: Mapping[str, list[socket.socket]],
+        wall_clock: Callable[[], float],
     ) -> None:
         self._parts = parts
+        self._trials = trials
         self._file = file
         self._passed = passed
         self._wall_clock = wall_clock
         self._running: Reload | None = None
         self._again = False
         self.stopping = False
+        # Says why none may begin now, "" if one may.
+        self.hindrance: Callable[[], str] = lambda: ""
         # Told that a reload begins, and that it has ended.
         self.on_begin: Callable[[], object] = lambda: None
         self.on_end: Callable[[], object] = lambda: None
@@ -89,11 +92,16 @@ class Reloads:
         """Take a `poold reload`."""
         if self.stopping:
             told({"ok": False, "error": "poold is stopping"})
-        elif self._running is not None:
+        elif hindrance := "another reload is running" if self._running is not None else self.hindrance():
             self._count(ReloadResult.BUSY)
-            told({"ok": False, "error": "busy: another reload is running"})
+            told({"ok": False, "error": f"busy: {hindrance}"})
         else:
             self._begin(told, dry=dry)
+
+    @property
+    def running(self) -> bool:
+        """Say whether one runs."""
+        return self._running is not None
 
     def _count(self, result: ReloadResult) -> None:
         self._parts.counters.cells[RELOADS[result]] += 1
@@ -113,35 +121,19 @@ class Reloads:
 
     def _try(self, reload: Reload, text: bytes) -> None:
         """Start the trial of these bytes. Raises OSError."""
-        parts = self._parts
         given = memory_file("text", text)
-        child = parts.table.claim(Kind.TRIAL, generation=parts.current.generation, now=parts.loop.clock())
+        name = str(self._file) if self._file else None
         try:
-            reload.verdict = memory_file("verdict")
-            pid = parts.launcher.trial(str(self._file) if self._file else None, text=given, result=reload.verdict)
-        except OSError:
-            parts.table.remove(child)
-            raise
+            self._trials.begin(lambda result: self._parts.launcher.trial(name, text=given, result=result), partial(self._judged, reload))
         finally:
             os.close(given)
-        child.ready = True
-        parts.table.born(child, pid)
-        parts.table.move(child, State.SERVING)
-        parts.counters.cells[SPAWNED[Kind.TRIAL]] += 1
-        parts.ladder.within(child, TRIAL_SECONDS, partial(parts.ladder.expel, child, Failure.TIMEOUT))
 
-    def trial_exited(self, child: Child, exit: Exit) -> None:
+    def _judged(self, reload: Reload, verdict: dict[str, Any], problems: list[Problem]) -> None:
         """Take the trial's verdict."""
-        reload = self._running
-        if reload is None:
+        if reload is not self._running:
             return
-        if exit.status != 0:
-            reason = f"took longer than {TRIAL_SECONDS:g} s" if child.failure is Failure.TIMEOUT else f"ended with status {exit.status}"
-            self._refuse(reload, [Problem("", f"the trial of the settings {reason}")])
-            return
-        verdict = json.loads(os.pread(reload.verdict, VERDICT_MAX, 0))
-        if "problems" in verdict:
-            self._refuse(reload, [Problem(problem["key"], problem["message"], problem["line"]) for problem in verdict["problems"]])
+        if problems:
+            self._refuse(reload, problems)
             return
         for warning in verdict["warnings"]:
             log.warning("settings_warning", message=warning)
@@ -236,8 +228,6 @@ class Reloads:
 
     def _finish(self, reload: Reload, document: dict[str, Any]) -> None:
         self._running = None
-        if reload.verdict >= 0:
-            os.close(reload.verdict)
         reload.told(document)
         if not reload.dry:
             self.on_end()

@@ -71,6 +71,13 @@ class Sessions:
         self.open[session.id] = session
         return session
 
+    def inherit(self, session: Session) -> None:
+        """Take over a session that the program before has handed over and its worker has acknowledged."""
+        session.acknowledged = True
+        self.open[session.id] = session
+        self.serving += 1
+        self.last_id = max(self.last_id, session.id)
+
     def acknowledge(self, session: Session) -> None:
         """Give the connection to the worker that acknowledged it: our copy is closed."""
         session.acknowledged = True

@@ -29,7 +29,20 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # `-P` keeps the working directory out of sys.path. `-c` and not `-m`, which would load runpy and what it needs. The package is this
 # master's own, wherever it was found; its folder is on the path for that one import only.
 PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); import poold; del sys.path[0]; from {module} import main; sys.exit(main())"
-HOME = str(Path(__file__).resolve().parent.parent.parent)
+# Not resolved: behind a link that an operator moves to another release, an upgrade finds that one.
+HOME = str(Path(__file__).absolute().parent.parent.parent)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a mold is started with. JSON throughout: at an upgrade the new code writes it and the old code only passes it on.
+
+    `seconds` is how long the handler's import may take.
+    """
+
+    document: Mapping[str, Any]
+    environment: Mapping[str, str]
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +64,24 @@ class Launcher:
         }
         return self._start("poold.exporter.main", document, environment(config.server, current.people, self.environ), fds)
 
-    def mold(self, current: Current, **fds: int) -> int:
-        """Start a mold and return its pid. Raises OSError."""
-        variables = environment(current.config.server, current.people, self.environ)
+    def recipe(self, config: Config, people: People) -> Recipe:
+        """Return what a mold for these settings is started with."""
+        variables = environment(config.server, people, self.environ)
         document = {
-            **mold_document(current.config),
-            "identity": current.people.workers,
-            "nofile": self.limits,
+            **mold_document(config),
+            "identity": people.workers,
+            "nofile": list(self.limits),
             "own_variables": [name for name in MOLD_VARIABLES if name not in variables],
         }
-        return self._start("poold.mold.main", document, MOLD_VARIABLES | variables, fds)
+        return Recipe(document, MOLD_VARIABLES | variables, config.timeouts.import_)
 
-    def trial(self, file: str | None, **fds: int) -> int:
+    def mold(self, recipe: Recipe, **fds: int) -> int:
+        """Start a mold and return its pid. Raises OSError."""
+        return self._start("poold.mold.main", recipe.document, recipe.environment, fds)
+
+    def trial(self, file: str | None, *, module: str = "poold.settings.trial", **fds: int) -> int:
         """Start a trial, which sees the master's own environment, and return its pid. Raises OSError."""
-        return self._start("poold.settings.trial", {"file": file}, self.environ, fds)
+        return self._start(module, {"file": file}, self.environ, fds)
 
     def _start(self, module: str, document: Mapping[str, Any], environ: Mapping[str, str], fds: Mapping[str, int]) -> int:
         settings = memory_file("settings", json.dumps(document).encode())
@@ -86,9 +103,13 @@ def memory_file(name: str, data: bytes = b"") -> int:
     return fd
 
 
+def arguments(module: str, fds: Mapping[str, int]) -> list[str]:
+    """Return the command that runs `main` of a module in a fresh interpreter, with the code that is on disk now."""
+    return [sys.executable, "-P", "-c", PROGRAM.format(module=module), HOME, *(f"{name}={fd}" for name, fd in fds.items())]
+
+
 def start(module: str, *, fds: Mapping[str, int], environment: Mapping[str, str]) -> int:
     """Start `main` of a module in a fresh interpreter and return its pid. Raises OSError."""
-    argv = [sys.executable, "-P", "-c", PROGRAM.format(module=module), HOME, *(f"{name}={fd}" for name, fd in fds.items())]
     actions: list[tuple[Any, ...]] = [
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
         (os.POSIX_SPAWN_DUP2, 2, 1),
@@ -96,6 +117,7 @@ def start(module: str, *, fds: Mapping[str, int], environment: Mapping[str, str]
         *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in fds.values()),
     ]
     defaults = [number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)]
+    argv = arguments(module, fds)
     return os.posix_spawn(sys.executable, argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=defaults)
 
 

@@ -1,0 +1,448 @@
+"""The upgrade in place: other code in the same process, and nobody who is being served notices."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+import poold as package
+from tests.faultkit import frozen, needs_strace, traced
+from tests.support import Client, Daemon, alive, children_of, eventually, free_port, open_files, signal_masks, title
+
+Poold = Callable[..., Daemon]
+SOURCE = Path(package.__file__).parent
+
+
+def upgrade(daemon: Daemon) -> subprocess.CompletedProcess[str]:
+    """Ask for an upgrade and wait for its result."""
+    return daemon.cli("upgrade", "--socket", str(daemon.control))
+
+
+def upgraded(daemon: Daemon) -> None:
+    """Have an upgrade applied."""
+    done = upgrade(daemon)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("applied, generation")
+
+
+def refused(daemon: Daemon, *words: str) -> None:
+    """Have an upgrade refused for a reason with these words; afterwards everything is as it was."""
+    daemon.metric("poold_children", 1, kind="mold")
+    before = len(open_files(daemon.master)), daemon.ask("status")["generation"], daemon.children("mold")[0]["pid"]
+    done = upgrade(daemon)
+    assert done.returncode == 1
+    for word in words:
+        assert word in done.stderr
+    daemon.metric("poold_upgrades_total", 1, result="refused")
+    daemon.metric("poold_children", 1, kind="mold")
+    assert (len(open_files(daemon.master)), daemon.ask("status")["generation"], daemon.children("mold")[0]["pid"]) == before
+    assert daemon.events("upgrade_refused")
+    with daemon.connect() as client:
+        assert client.ask("echo as before") == "as before"
+
+
+@contextmanager
+def visitors(daemon: Daemon, count: int = 2) -> Iterator[list[str]]:
+    """Be clients that come and go all the time, and note what becomes of each."""
+    stop, outcomes = threading.Event(), list[str]()
+
+    def come_and_go(number: int) -> None:
+        visit = 0
+        while not stop.is_set():
+            visit += 1
+            try:
+                with daemon.connect() as client:
+                    nonce = f"{number}-{visit}"
+                    outcomes.append("served" if client.ask(f"echo {nonce}") == nonce else "wrong")
+            except OSError as error:
+                outcomes.append(f"lost: {error}")
+
+    threads = [threading.Thread(target=come_and_go, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield outcomes
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.fixture
+def copied(tmp_path: Path, poold: Poold) -> Callable[..., tuple[Daemon, Path]]:
+    """Return a function that starts a daemon from a copy of the package, which the test may change."""
+
+    def start(**arguments: object) -> tuple[Daemon, Path]:
+        copy = tmp_path / "installed"
+        shutil.copytree(SOURCE, copy / "poold", ignore=shutil.ignore_patterns("__pycache__"))
+        return poold(**arguments).start(environ={"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}), copy / "poold"
+
+    return start
+
+
+def test_nobody_notices(poold: Poold) -> None:
+    """Sessions go on in their processes, whoever comes meanwhile is served, and the counters go on: three times in a row."""
+    daemon = poold(options={"log.level": "info", "pool.min_spare": 2}).start()
+    master = daemon.master
+    with ExitStack() as stack:
+        held = [stack.enter_context(daemon.connect()) for _ in range(20)]
+        pids = [client.ask("pid") for client in held]
+        before = daemon.metrics()
+        rows = {row["pid"]: row for row in daemon.children("worker")}
+        with visitors(daemon) as outcomes:
+            for number in range(1, 4):
+                upgraded(daemon)
+                assert [client.ask(f"echo {number}-{index}") for index, client in enumerate(held)] == [f"{number}-{i}" for i in range(20)]
+                seen = len(outcomes)
+                eventually(lambda: len(outcomes) > seen + 20, "visitors are served")  # noqa: B023 # called at once
+        assert set(outcomes) == {"served"}
+        assert [client.ask("pid") for client in held] == pids
+        assert daemon.master == master
+        after = daemon.metrics()
+        for sample in ("process_start_time_seconds", "poold_children_max"):
+            assert after[sample] == before[sample]
+        assert (after["poold_generation"], after.total("poold_upgrades_total", result="applied")) == (4, 3)
+        assert after["poold_sessions_active"] >= 20
+        for row in daemon.children("worker"):
+            if str(row["pid"]) in pids:
+                old = rows[row["pid"]]
+                assert [row[key] for key in ("session", "peer", "listener", "generation")] == [
+                    old[key] for key in ("session", "peer", "listener", "generation")
+                ]
+        assert daemon.ask("status")["phase"] == "running"
+    daemon.metric("poold_sessions_active", 0)
+    daemon.metric("poold_sessions_ended_total", 20 + len(outcomes), cause="ok")
+    assert daemon.metrics().total("poold_children_failed_total") == 0
+
+
+def test_ends_after_an_upgrade(poold: Poold) -> None:
+    """However a session ends after the upgrade, it is reaped with its status and ends for its cause."""
+    daemon = poold().start()
+    with ExitStack() as stack:
+        good, bad, killed, gone = (stack.enter_context(daemon.connect()) for _ in range(4))
+        pids = {name: int(client.ask("pid")) for name, client in (("good", good), ("bad", bad), ("killed", killed), ("gone", gone))}
+        gone.ask("status still here")
+        upgraded(daemon)
+        assert "still here" in [row["status"] for row in daemon.children("worker")]
+        good.finish()
+        bad.send(b"exit 7\n")
+        killed.send(b"signal 9\n")
+        gone.send(b"flood\n")
+        gone.socket.recv(1)
+        gone.reset()
+        for name, cause, status in (("good", "ok", 0), ("bad", "exit", 7), ("killed", "signal", -9), ("gone", "client_gone", 1)):
+            assert daemon.event("session_ended", pid=pids[name], cause=cause)["status"] == status
+
+
+def test_by_signal(poold: Poold) -> None:
+    """SIGUSR2 does the same; the service manager is told that the service reloads and is ready again."""
+    daemon = poold().start()
+    with daemon.connect() as client:
+        client.ask("pid")
+        seen = len(daemon.notify.poll())
+        daemon.kill(signal.SIGUSR2)
+        daemon.event("upgrade_applied", generation=2)
+        told = eventually(lambda: [m for m in daemon.notify.poll()[seen:] if "READY" in m] and daemon.notify.poll()[seen:])
+        assert [next(iter(message)) for message in told if "RELOADING" in message or "READY" in message] == ["RELOADING", "READY"]
+        assert client.ask("echo on") == "on"
+
+
+def test_a_child_that_dies_meanwhile(poold: Poold) -> None:
+    """A worker that ends between the two programs is reaped by the second one, with its status."""
+    daemon = poold(options={"timeouts.kill": 30}).start()
+    with daemon.connect() as client:
+        pid = int(client.ask("pid"))
+        for _ in range(5):
+            mark = daemon.mark()
+            daemon.kill(signal.SIGUSR2)
+            # The new mold is ready: the exec is next.
+            daemon.event("mold_ready", after=mark)
+            daemon.event("upgrade_applied", after=mark)
+        mark = daemon.mark()
+        daemon.kill(signal.SIGUSR2)
+        daemon.event("mold_ready", after=mark)
+        os.kill(pid, signal.SIGKILL)
+        daemon.event("upgrade_applied", after=mark)
+        assert daemon.event("session_ended", pid=pid, cause="signal")["status"] == -9
+    assert not alive(pid)
+
+
+def test_nothing_leaks(poold: Poold, tmp_path: Path) -> None:
+    """After each of many upgrades the master has the same kinds of descriptors, one thread, and no signal blocked."""
+    unix = f'[[listener]]\naddress = "unix://{tmp_path}/u.sock"\n[[listener]]\naddress = "systemd://main"\nname = "main"\n'
+    daemon = poold(options={"pool.min_spare": 1, "log.level": "info"}, settings=unix).start()
+
+    def files() -> list[str]:
+        return sorted(name.partition(":[")[0] for name in open_files(daemon.master).values())
+
+    def settled() -> bool:
+        kinds = [row["kind"] for row in daemon.children() if row["state"] in ("spare", "serving")]
+        return sorted(kinds) == ["exporter", "mold", "worker"] and len(daemon.children()) == 3
+
+    eventually(settled)
+    before = files()
+    masks = signal_masks(daemon.master)
+    for _ in range(8):
+        upgraded(daemon)
+        eventually(settled)
+        assert files() == before
+        assert len(os.listdir(f"/proc/{daemon.master}/task")) == 1
+        assert signal_masks(daemon.master) == masks
+
+
+def test_everything_that_listens_stays(poold: Poold, tmp_path: Path) -> None:
+    """TCP, unix and passed listeners, the control socket and the metrics are the same sockets, and go away at the end."""
+    port, path = free_port(), tmp_path / "u.sock"
+    text = (
+        f'[[listener]]\naddress = "tcp://127.0.0.1:{port}"\nname = "tcp"\n[[listener]]\naddress = "unix://{path}"\n'
+        '[[listener]]\naddress = "systemd://main"\nname = "main"\n'
+    )
+    daemon = poold(settings=text).start()
+    inode, control = path.stat().st_ino, daemon.control.stat().st_ino
+    upgraded(daemon)
+    assert (path.stat().st_ino, daemon.control.stat().st_ino) == (inode, control)
+    for address in (daemon.address, ("127.0.0.1", port), str(path)):
+        with Client(address) as client:
+            assert json.loads(client.ask("facts"))["listener"] in ("tcp", f"unix://{path}", "main")
+    assert daemon.stop() == 0
+    assert not path.exists()
+
+
+def test_new_code_and_settings_are_live(copied: Callable[..., tuple[Daemon, Path]]) -> None:
+    """The version on disk is what runs afterwards, with the settings as they are in the file."""
+    daemon, installed = copied()
+    with daemon.connect() as old:
+        old.ask("pid")
+        init = installed / "__init__.py"
+        init.write_text(init.read_text().replace(f'__version__ = "{package.__version__}"', '__version__ = "99.9.9"'))
+        daemon.write(options={"pool.max_children": 9})
+        done = upgrade(daemon)
+        assert done.returncode == 0, done.stderr
+        assert f"{package.__version__} → 99.9.9, 1 sessions go on" in done.stdout
+        assert daemon.ask("status")["version"] == "99.9.9"
+        assert daemon.ask("status")["children_max"] == 9
+        assert old.ask("echo old") == "old"
+        with daemon.connect() as new:
+            assert new.ask("echo new") == "new"
+    assert daemon.events("protocol_error") == []
+
+
+def test_broken_settings(poold: Poold) -> None:
+    """Settings that would not do refuse the upgrade, with every problem."""
+    daemon = poold(options={"pool.min_spare": 1}).start()
+    daemon.write(options={"pool.max_children": -1, "pool.min_spare": 1})
+    refused(daemon, "pool.max_children")
+
+
+def test_broken_handler(poold: Poold) -> None:
+    """A handler that the new program could not import refuses the upgrade."""
+    daemon = poold(options={"pool.min_spare": 1}).start()
+    daemon.write(options={"server.handler": "nowhere:serve"})
+    refused(daemon, "nowhere")
+
+
+def test_other_sockets(poold: Poold) -> None:
+    """An upgrade opens and closes no socket: what would need one is a reload's."""
+    daemon = poold(options={"pool.min_spare": 1}).start()
+    daemon.write(
+        options={"pool.min_spare": 1, "metrics.listen": f"tcp://127.0.0.1:{free_port()}"},
+        settings=f'[[listener]]\naddress = "tcp://127.0.0.1:{free_port()}"\n',
+    )
+    refused(daemon, "poold reload opens it", "systemd://main: is open", "metrics.listen")
+
+
+@pytest.mark.parametrize("part", ["master/main.py", "settings/judge.py", "mold/main.py", "__init__.py", "master/successor.py"])
+def test_broken_package(copied: Callable[..., tuple[Daemon, Path]], part: str) -> None:
+    """Code that cannot be loaded, whichever part it is, refuses the upgrade."""
+    daemon, installed = copied(options={"pool.min_spare": 1})
+    (installed / part).write_text("import a_dependency_that_is_missing\n")
+    # The commands that look are of the code that is installed for the tests.
+    refused(daemon)
+
+
+def test_missing_interpreter(poold: Poold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its interpreter the upgrade is refused, and the service goes on."""
+    environment = tmp_path / "venv"
+    (environment / "bin").mkdir(parents=True)
+    python = environment / "bin" / "python"
+    python.symlink_to(Path(sys.executable).resolve())
+    for name in ("lib", "pyvenv.cfg"):
+        (environment / name).symlink_to(Path(sys.prefix) / name)
+    monkeypatch.setattr(sys, "executable", str(python))
+    daemon = poold(options={"pool.min_spare": 1}).start()
+    python.unlink()
+    monkeypatch.undo()
+    done = upgrade(daemon)
+    assert (done.returncode, "cannot be tried" in done.stderr) == (1, True)
+    # The service goes on with what is loaded; its own next child needs the interpreter.
+    python.symlink_to(Path(sys.executable).resolve())
+    daemon.metric("poold_upgrades_total", 1, result="refused")
+    with daemon.connect() as client:
+        assert client.ask("echo on") == "on"
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ["ENOENT", "ENOMEM", "E2BIG", "ETXTBSY"])
+def test_exec_that_fails(poold: Poold, error: str) -> None:
+    """An exec that fails at the last moment is undone: sessions, newcomers, signals and descriptors are as before."""
+    daemon = poold(options={"pool.min_spare": 1}).start(laws=False)
+    with daemon.connect() as client:
+        client.ask("pid")
+        daemon.metric("poold_children", 1, kind="worker", state="spare")
+        before, masks = len(open_files(daemon.master)), signal_masks(daemon.master)
+        with traced(daemon.folder, daemon.master, f"inject=execve:error={error}"):
+            done = upgrade(daemon)
+        assert (done.returncode, "undone" in done.stderr) == (1, True)
+        daemon.event("upgrade_undone")
+        daemon.metric("poold_upgrades_total", 1, result="undone")
+        daemon.metric("poold_children", 1, kind="mold")
+        assert client.ask("echo on") == "on"
+        with daemon.connect() as later:
+            assert later.ask("echo in") == "in"
+        daemon.metric("poold_sessions_active", 1)
+        daemon.metric("poold_children", 1, kind="worker", state="spare")
+        eventually(lambda: len(open_files(daemon.master)) == before, "the baseline of descriptors")
+        assert signal_masks(daemon.master) == masks
+        upgraded(daemon)
+        assert client.ask("echo again") == "again"
+
+
+def test_a_session_that_is_not_settled(poold: Poold) -> None:
+    """A connection that no worker has taken when the upgrade wants quiet is waited for: it is served, before or after."""
+    daemon = poold(options={"pool.min_spare": 1, "pool.max_children": 2}).start()
+    daemon.metric("poold_children", 1, kind="worker", state="spare")
+    [spare] = [row["pid"] for row in daemon.children("worker")]
+    os.kill(spare, signal.SIGSTOP)
+    with daemon.connect() as client:
+        client.send(b"echo at last\n")
+        daemon.event("session_started")
+        daemon.kill(signal.SIGUSR2)
+        # The worker is given up after two seconds of silence, the upgrade after two seconds without quiet.
+        eventually(lambda: daemon.events("upgrade_applied") or daemon.events("upgrade_undone"), "the upgrade ends")
+        assert client.line() == "at last"
+    daemon.metric("poold_sessions_ended_total", 1, cause="ok")
+
+
+def test_busy(poold: Poold) -> None:
+    """While an upgrade runs another one and a reload are told so, and a SIGHUP is remembered."""
+    daemon = poold(options={"pool.min_spare": 1}).start()
+    daemon.kill(signal.SIGUSR2)
+    trial = eventually(lambda: [pid for pid in children_of(daemon.master) if "trial" in title(pid) or "rehearsal" in title(pid)])[0]
+    with frozen(trial):
+        assert "busy: another upgrade is running" in upgrade(daemon).stderr
+        done = daemon.cli("reload", "--socket", str(daemon.control))
+        assert (done.returncode, "busy: an upgrade is running" in done.stderr) == (1, True)
+        daemon.kill(signal.SIGHUP)
+        daemon.kill(signal.SIGUSR2)
+        daemon.metric("poold_upgrades_total", 2, result="busy")
+    daemon.event("upgrade_applied", generation=2)
+    daemon.event("reload_applied", generation=3)
+    assert daemon.metrics().total("poold_reloads_total", result="busy") == 1
+
+
+def test_busy_reloading(poold: Poold) -> None:
+    """While a reload runs an upgrade is told so."""
+    daemon = poold(options={"pool.min_spare": 1}).start()
+    daemon.kill(signal.SIGHUP)
+    trial = eventually(lambda: [pid for pid in children_of(daemon.master) if "trial" in title(pid)])[0]
+    with frozen(trial):
+        assert "busy: a reload is running" in upgrade(daemon).stderr
+    daemon.event("reload_applied", generation=2)
+    upgraded(daemon)
+
+
+def test_stop_during_an_upgrade(poold: Poold) -> None:
+    """A TERM that comes between the two programs is acted on by the second one."""
+    daemon = poold().start(laws=False)
+    mark = daemon.mark()
+    daemon.kill(signal.SIGUSR2)
+    daemon.event("mold_ready", after=mark)
+    daemon.kill(signal.SIGTERM)
+    assert daemon.wait() == 0
+    assert daemon.events("draining")
+
+
+def test_reload_after_an_upgrade(poold: Poold) -> None:
+    """What was taken over can be reloaded, listeners and metrics included."""
+    daemon = poold(options={"pool.min_spare": 1}).start()
+    with daemon.connect() as client:
+        client.ask("pid")
+        upgraded(daemon)
+        port = free_port()
+        daemon.metrics_port = free_port()
+        daemon.write(
+            options={"pool.min_spare": 1},
+            settings=f'[[listener]]\naddress = "tcp://127.0.0.1:{port}"\n[[listener]]\naddress = "systemd://main"\nname = "main"\n',
+        )
+        done = daemon.cli("reload", "--socket", str(daemon.control))
+        assert done.returncode == 0, done.stderr
+        with Client(("127.0.0.1", port)) as other:
+            assert other.ask("echo new") == "new"
+        upgraded(daemon)
+        with Client(("127.0.0.1", port)) as other:
+            assert other.ask("echo kept") == "kept"
+        assert client.ask("echo old") == "old"
+
+
+def test_workers_of_many_sessions(poold: Poold) -> None:
+    """A worker that would serve on goes on with its session and leaves after it: its code is the old one."""
+    daemon = poold(options={"pool.connections_per_child": 0, "pool.min_spare": 1}).start()
+    with daemon.connect() as client:
+        pid = int(client.ask("pid"))
+        upgraded(daemon)
+        assert int(client.ask("pid")) == pid
+        client.finish()
+        daemon.event("session_ended", pid=pid, cause="ok")
+    daemon.event("child_reaped", pid=pid, status=0)
+    with daemon.connect() as client:
+        assert int(client.ask("pid")) != pid
+
+
+def test_process_is_as_it_was(poold: Poold) -> None:
+    """Environment, limits, umask, working directory and title are those of the start, for the master and for its workers."""
+    daemon = poold(options={"pool.min_spare": 1}).start()
+
+    def facts() -> dict[str, object]:
+        with daemon.connect() as client:
+            said = json.loads(client.ask("facts"))
+        daemon.metric("poold_sessions_active", 0)
+        status = dict(line.split(":\t", 1) for line in said["status"].splitlines() if ":\t" in line)
+        master = Path(f"/proc/{daemon.master}")
+        own = dict(line.split(":\t", 1) for line in (master / "status").read_text().splitlines() if ":\t" in line)
+        keys = ("environ", "umask", "cwd", "fds", "sid", "uid", "gid", "modules", "options")
+        worker = {key: said[key] for key in keys if key != "sid"}
+        return {
+            "worker": worker,
+            "signals": [status[key] for key in ("SigBlk", "SigIgn", "SigCgt", "NoNewPrivs", "CapEff")],
+            "limits": (master / "limits").read_text(),
+            "master": [own[key] for key in ("Umask", "SigBlk", "SigIgn", "SigCgt", "NoNewPrivs", "CapEff", "Threads")],
+            "cwd": os.readlink(master / "cwd"),
+            "title": title(daemon.master),
+        }
+
+    before = facts()
+    upgraded(daemon)
+    assert facts() == before
+
+
+def test_drain_and_upgrade(poold: Poold) -> None:
+    """While poold stops there is no upgrade."""
+    daemon = poold(options={"timeouts.drain": 60}).start()
+    with daemon.connect() as client:
+        client.ask("pid")
+        daemon.kill(signal.SIGTERM)
+        daemon.event("draining")
+        daemon.kill(signal.SIGUSR2)
+        daemon.event("upgrade_refused", reason="stopping")
+        assert upgrade(daemon).returncode == 1
+        client.finish()
+    assert daemon.wait() == 0
+    assert children_of(daemon.pid) == []
