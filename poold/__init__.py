@@ -9,10 +9,10 @@ Where each box of a concurrent server's flowchart lives:
     process signals          poold.master.signals   Inbox notes; Master._on_signals acts
     accept                   poold.master.listeners Listeners._accept
     fork                     poold.mold.clone       clone_worker, asked for by poold.master.pool
-    (child) close top socket poold.mold.main        Mold._live: a mold is started without any listener, so there is none to
-                                                    close; what it has of its own, its channel, is closed here
+    (child) close top socket poold.worker.main      live: a mold is started without any listener, so there is none to close;
+                                                    what it has of its own, its channel, is closed here
     (child) serve            poold.worker.main      Worker._session
-    (child) close accepted   poold.worker.main      Worker._flush, by Connection.close
+    (child) close accepted   poold.worker.main      Worker.serve, by Connection.close
     (child) exit             poold.worker.main      live: os._exit, never back to accept
     (parent) close accepted  poold.master.sessions  Sessions.acknowledge, once the worker has said that it has it
     reap                     poold.master.reaper    Reaper.reap
