@@ -44,6 +44,9 @@ class Phase(StrEnum):
     STOPPED = "stopped"
 
 
+# A handler may take long to import; the metrics are there all the same.
+EXPORTER_PATIENCE = 0.2
+
 ACCEPTING = (Phase.RUNNING, Phase.DRAINING)
 
 
@@ -129,7 +132,8 @@ class Master:
             log.warning("passed_socket_unused", name=name, hint=f'add a [[listener]] with address = "systemd://{name}"')
         parts.open(passed=self._passed, control_path=self._control_path, verbs=self._verbs)
         parts.molds.start()
-        parts.exporters.start()
+        # Who waits for READY does not wait for metrics: on one core the two starts would delay each other.
+        parts.loop.after(EXPORTER_PATIENCE, parts.exporters.start)
         parts.counters.cells[RELOAD_SUCCESSFUL] = 1
         parts.counters.cells[RELOAD_SUCCESS_AT] = int(time.time() * 1_000_000)
         self._show()
@@ -149,6 +153,8 @@ class Master:
         self._manager.status(self._status())
         self._manager.ready()
         self._inherited = None
+        # An exporter that is not answered in time shows what is there: it must not be less than before.
+        parts.gauges.measure()
         self._show()
         if reply is not None:
             told = {"ok": True, "from": before.version, "version": __version__, "generation": generation, "sessions": sessions}
@@ -223,6 +229,7 @@ class Master:
 
     def _ready(self) -> None:
         self._phase = Phase.RUNNING
+        self._parts.exporters.start()
         log.info("ready", seconds=time.monotonic() - self._started_at)
         self._manager.status(self._status())
         self._manager.ready()
