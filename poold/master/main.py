@@ -104,11 +104,12 @@ class Master:
 
     def run(self) -> ExitCode:
         """Serve until told to stop; return the exit status. Raises ConfigError when a socket cannot be opened."""
+        if self._inherited is not None:
+            # Outside: where this fails nothing is closed in order, and the service manager keeps the listeners for the next start.
+            self._take_over(self._inherited)
         try:
-            if self._inherited is None:
+            if self._phase is Phase.STARTING:
                 self._start()
-            else:
-                self._take_over(self._inherited)
             while self._phase is not Phase.STOPPED:
                 try:
                     self._loop.turn()
@@ -272,6 +273,8 @@ class Master:
     def _give_up(self, error: InternalError) -> None:
         """End in order after an error of our own that does not go away; the service manager starts another master."""
         log.error("giving_up", error=str(error), traceback=trace(error))
+        # The next master gets the listeners from the store.
+        self._parts.listeners.on_close = lambda opened, listener: None
         if self._exit_code is ExitCode.INTERNAL:
             os._exit(ExitCode.INTERNAL)
         self._exit_code = ExitCode.INTERNAL
