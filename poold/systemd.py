@@ -7,15 +7,19 @@ socket must not hold up the service.
 import contextlib
 import os
 import socket
-from collections.abc import MutableMapping
+import struct
+from collections.abc import MutableMapping, Sequence
 
 from poold.errors import ConfigError, Problem
 
 FIRST_FD = 3
 
 
-def notify(address: str, **fields: str | int) -> bool:
-    """Send fields (READY=1, STATUS=…) to the service manager at `address` (NOTIFY_SOCKET); say whether it took them."""
+def notify(address: str, *, fds: Sequence[int] = (), **fields: str | int) -> bool:
+    """Send fields (READY=1, STATUS=…) to the service manager at `address` (NOTIFY_SOCKET); say whether it took them.
+
+    With `fds`, a copy of each goes along.
+    """
     if not address:
         return False
     message = "\n".join(f"{key}={value}" for key, value in fields.items())
@@ -23,7 +27,8 @@ def notify(address: str, **fields: str | int) -> bool:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.setblocking(False)
-            sender.sendto(message.encode(), name)
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
+            sender.sendmsg([message.encode()], ancillary, 0, name)
     except OSError:
         # Nobody listens, or the queue is full: the service goes on, and the manager's own timeouts speak for themselves.
         return False

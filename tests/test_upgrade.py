@@ -80,9 +80,10 @@ def visitors(daemon: Daemon, count: int = 2) -> Iterator[list[str]]:
 def copied(tmp_path: Path, poold: Poold) -> Callable[..., tuple[Daemon, Path]]:
     """Return a function that starts a daemon from a copy of the package, which the test may change."""
 
-    def start(**arguments: object) -> tuple[Daemon, Path]:
+    def start(*, before: Callable[[Path], object] = lambda installed: None, **arguments: object) -> tuple[Daemon, Path]:
         copy = tmp_path / "installed"
         shutil.copytree(SOURCE, copy / "poold", ignore=shutil.ignore_patterns("__pycache__"))
+        before(copy / "poold")
         return poold(**arguments).start(environ={"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}), copy / "poold"
 
     return start
@@ -431,6 +432,37 @@ def test_process_is_as_it_was(poold: Poold) -> None:
     before = facts()
     upgraded(daemon)
     assert facts() == before
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [("raise OSError('no luck')", 70), ("os._exit(3)", 3), ("os.kill(os.getpid(), 11)", -11), ("\n    while True: pass", -14)],
+)
+def test_a_new_program_that_fails(copied: Callable[..., tuple[Daemon, Path]], fault: str, status: int) -> None:
+    """A program that fails after the exec ends, also when it hangs, and so does every child: the service manager starts another."""
+
+    def impatient(installed: Path) -> None:
+        signals = installed / "master" / "signals.py"
+        signals.write_text(signals.read_text().replace("UPGRADE_SECONDS = 20", "UPGRADE_SECONDS = 1"))
+
+    daemon, installed = copied(before=impatient)
+    if daemon.keeper is not None:
+        daemon.keeper.close()
+    takeover = installed / "master" / "takeover.py"
+    text = takeover.read_text()
+    takeover.write_text(text.replace("    tally.resume(", f"    import os; {fault}\n    tally.resume(", 1))
+    before = set(children_of(os.getpid()))
+    with daemon.connect() as client:
+        client.ask("pid")
+        # It is closed without an answer.
+        assert upgrade(daemon).returncode == 3
+        assert daemon.wait() == status
+        # Whom the master has left fell to this process, as they would to init.
+        for pid in set(children_of(os.getpid())) - before:
+            os.waitpid(pid, 0)
+        assert client.rest() == b""
+    assert status != 70 or "no luck" in daemon.event("upgrade_failed")["reason"]
+    daemon.control.unlink(missing_ok=True)
 
 
 def test_drain_and_upgrade(poold: Poold) -> None:

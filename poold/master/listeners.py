@@ -75,6 +75,9 @@ class Listeners:
         # Asked before each accept; told of each connection.
         self.may_accept: Callable[[], bool] = lambda: False
         self.on_accepted: Callable[[Accepted], object] = lambda accepted: accepted.socket.close()
+        # Told of each that is open from now on, and of each that is about to be closed.
+        self.on_open: Callable[[Opened, Listener], object] = lambda opened, listener: None
+        self.on_close: Callable[[Opened, Listener], object] = lambda opened, listener: None
 
     def add(self, opened: Opened, listener: Listener) -> None:
         """Take over an open socket. Raises LookupError when too many names have been used."""
@@ -82,6 +85,7 @@ class Listeners:
         self._open.append(listening)
         # The gate opens again in this turn, and watches this one too.
         self.gate(False)
+        self.on_open(opened, listener)
         log.info("listening", listener=listening.name, address=address(opened.socket))
         most = None if opened.lent else somaxconn()
         if most is not None and listener.backlog > most:
@@ -244,6 +248,7 @@ class Listeners:
         if listening.deadline is not None:
             listening.deadline.cancel()
         self._loop.forget(listening.opened.socket)
+        self.on_close(listening.opened, listening.listener)
         listening.opened.close()
         self._counters.cells[BACKLOG_KNOWN[listening.number]] = 0
         log.info("listener_closed", listener=listening.name)

@@ -5,7 +5,6 @@ Own the parts; decide nothing that a part can decide; wait nowhere but in the lo
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterable, Mapping, MutableMapping
 from enum import StrEnum
@@ -15,7 +14,7 @@ from typing import Any
 from poold import __version__, sandbox
 from poold.errors import ExitCode, InternalError
 from poold.log import log, trace
-from poold.master import sockets, takeover
+from poold.master import takeover
 from poold.master.control import Answer, Reply
 from poold.master.drain import Drain
 from poold.master.loop import Loop
@@ -26,6 +25,7 @@ from poold.master.sessions import Accepted
 from poold.master.signals import Inbox
 from poold.master.snapshot import Origin
 from poold.master.state import StateDocument
+from poold.master.store import Store
 from poold.master.trials import Trials
 from poold.master.upgrades import Upgrades
 from poold.scoreboard import REFUSED, RELOAD_SUCCESS_AT, RELOAD_SUCCESSFUL, UPGRADES
@@ -72,13 +72,12 @@ class Master:
         `origin` is the environment as it was before, for the program of an upgrade. `inherited` is what the program before has
         left, where this one is that. Raises ConfigError for a descriptor that is of no use.
         """
-        self._passed: dict[str, list[socket.socket]] = {}
-        for name, fd in passed:
-            self._passed.setdefault(name, []).append(sockets.adopt(name, fd))
         self._control_path = control
         self._inbox = inbox
         self._loop = Loop(self._inbox, self._on_signals, self._on_idle)
         self._manager = Manager(environ, self._loop)
+        self._store = Store(self._manager.store)
+        self._passed = self._store.sort(passed)
         self._inherited = inherited
         self._started_at = time.monotonic() if inherited is None else inherited.started_at
         self._parts = Parts(config, people, self._loop, environ, inherited)
@@ -98,6 +97,7 @@ class Master:
         parts, manager = self._parts, self._manager
         parts.listeners.may_accept = self._may_accept
         parts.listeners.on_accepted = self._on_accepted
+        parts.listeners.on_open, parts.listeners.on_close = self._store.keep, self._store.drop
         parts.molds.on_failed_start = self._on_failed_start
         self._drain.on_overdue = self._on_overdue
         self._reloads.hindrance = lambda: "an upgrade is running" if self._upgrades.running else ""
@@ -107,11 +107,12 @@ class Master:
 
     def run(self) -> ExitCode:
         """Serve until told to stop; return the exit status. Raises ConfigError when a socket cannot be opened."""
+        if self._inherited is not None:
+            # Outside: where this fails nothing is closed in order, and the service manager keeps the listeners for the next start.
+            self._take_over(self._inherited)
         try:
-            if self._inherited is None:
+            if self._phase is Phase.STARTING:
                 self._start()
-            else:
-                self._take_over(self._inherited)
             while self._phase is not Phase.STOPPED:
                 try:
                     self._loop.turn()
@@ -130,7 +131,7 @@ class Master:
         sandbox.adopt_orphans()
         for name in sorted(set(self._passed) - {listener.address.name for listener in config.listeners}):
             log.warning("passed_socket_unused", name=name, hint=f'add a [[listener]] with address = "systemd://{name}"')
-        parts.open(passed=self._passed, control_path=self._control_path, verbs=self._verbs)
+        parts.open(passed=self._passed, store=self._store, control_path=self._control_path, verbs=self._verbs)
         parts.molds.start()
         # Who waits for READY does not wait for metrics: on one core the two starts would delay each other.
         parts.loop.after(EXPORTER_PATIENCE, parts.exporters.start)
@@ -279,6 +280,8 @@ class Master:
     def _give_up(self, error: InternalError) -> None:
         """End in order after an error of our own that does not go away; the service manager starts another master."""
         log.error("giving_up", error=str(error), traceback=trace(error))
+        # The next master gets the listeners from the store.
+        self._parts.listeners.on_close = lambda opened, listener: None
         if self._exit_code is ExitCode.INTERNAL:
             os._exit(ExitCode.INTERNAL)
         self._exit_code = ExitCode.INTERNAL

@@ -1,7 +1,7 @@
 """What the service manager is told (sd_notify(3)): ready, reloading, stopping, how it goes, and that the loop still turns."""
 
 import os
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 
 from poold import systemd
 from poold.master.deadlines import Deadline
@@ -31,7 +31,11 @@ class Manager:
         self._extending: Deadline | None = None
 
     def _notify(self, **fields: str | int) -> None:
-        systemd.notify(self._address, **fields)
+        systemd.notify(self._address, fds=(), **fields)
+
+    def store(self, *, fds: Sequence[int] = (), **fields: str | int) -> None:
+        """Tell what is to be kept of descriptors, and what is not any more."""
+        systemd.notify(self._address, fds=fds, **fields)
 
     def ready(self) -> None:
         """Say that a connection would be served, and begin to say that the loop turns."""

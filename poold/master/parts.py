@@ -23,6 +23,7 @@ from poold.master.pool import Pool
 from poold.master.reaper import Reaper
 from poold.master.sessions import Sessions
 from poold.master.state import StateDocument
+from poold.master.store import Store
 from poold.pages import PAGE, ActivityView, Phase
 from poold.scoreboard import SLOTS, Counters, Table, read_only, shared_memory
 from poold.settings.config import Config, People
@@ -111,11 +112,15 @@ class Parts:
         self.reaper.on_exit = {Kind.MOLD: self.molds.exited, Kind.EXPORTER: self.exporters.exited}
         self.control: Control | None = None
 
-    def open(self, *, passed: Mapping[str, list[socket.socket]], control_path: str, verbs: Mapping[str, Verb]) -> None:
+    def open(self, *, passed: Mapping[str, list[socket.socket]], store: Store, control_path: str, verbs: Mapping[str, Verb]) -> None:
         """Open every socket that the settings ask for. Raises ConfigError; what was open by then is for `close`."""
         config = self.current.config
+        stored = {listener.address: store.find(listener) for listener in config.listeners}
+        # Before anything else is opened: an address that has moved from one listener to another is free then.
+        store.clear()
         for listener in config.listeners:
-            for opened in sockets.open_listener(listener, passed, patience=LOCK_PATIENCE):
+            found = stored[listener.address]
+            for opened in [found] if found is not None else sockets.open_listener(listener, passed, patience=LOCK_PATIENCE):
                 self.listeners.add(opened, listener)
         self.control = Control(loop=self.loop, opened=sockets.open_control(control_path, patience=LOCK_PATIENCE), verbs=verbs)
         if config.metrics.listen is not None:

@@ -52,7 +52,10 @@ def _reader(kind: Any) -> Reader:
 def _plain(kind: type) -> Reader:
     def read(value: Any) -> Any:
         if kind is float and type(value) is int:
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                raise MalformedError(f"{_shown(value)} is too large") from None
         if type(value) is not kind:
             raise MalformedError(f"{_shown(value)} is not of type {kind.__name__}")
         return value

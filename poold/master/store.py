@@ -1,0 +1,95 @@
+"""The service manager's store of descriptors (sd_notify(3), FDSTORE=): listeners of our own outlive a master that is killed.
+
+Who comes while there is no master waits in the queue of a socket that is kept, and the next master gets it with the passed ones, under
+a name that tells what it is. A listener that poold closes is taken out, or its port would go on being answered by nobody.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Iterable
+from zlib import crc32
+
+from poold.address import Scheme
+from poold.log import log
+from poold.master import sockets
+from poold.master.sockets import Opened
+from poold.settings.config import Listener
+
+PREFIX = "poold-listener-"
+
+# Sends fields and descriptors to the service manager.
+Notify = Callable[..., object]
+
+
+def mark(listener: Listener, file: tuple[int, int] | None) -> str:
+    """Return the name of a listener in the store: the same for the same socket, whatever of it can be changed on an open one.
+
+    A name there is printable ASCII without colons, at most 255 of them (sd_notify(3)); hashlib would cost the master half a megabyte.
+    """
+    address = str(listener.address)
+    check = crc32(repr((address, listener.interface, listener.freebind, file)).encode())
+    return f"{PREFIX}{check:08x}-" + "".join(c if c.isascii() and (c.isalnum() or c in "./-") else "_" for c in address)
+
+
+class Store:
+    """What the store holds of ours."""
+
+    def __init__(self, notify: Notify) -> None:
+        self._notify = notify
+        self._found: dict[str, socket.socket] = {}
+
+    def sort(self, passed: Iterable[tuple[str, int]]) -> dict[str, list[socket.socket]]:
+        """Take what is from the store out of what was passed, and return the rest by name. Raises ConfigError."""
+        rest: dict[str, list[socket.socket]] = {}
+        for name, fd in passed:
+            adopted = sockets.adopt(name, fd)
+            if name.startswith(PREFIX):
+                self._found[name] = adopted
+            else:
+                rest.setdefault(name, []).append(adopted)
+        return rest
+
+    def find(self, listener: Listener) -> Opened | None:
+        """Return the socket that a `[[listener]]` had under the master before, None if there is none or it is of no use."""
+        path = listener.address.path if listener.address.scheme is Scheme.UNIX else ""
+        file = _file(path)
+        found = self._found.pop(mark(listener, file), None)
+        if found is None:
+            return None
+        found.setblocking(False)
+        opened = Opened(found, path, file)
+        try:
+            sockets.retune(opened, listener)
+        except (OSError, KeyError) as error:
+            log.warning("listener_not_changed", listener=listener.name, error=str(error))
+        return opened
+
+    def keep(self, opened: Opened, listener: Listener) -> None:
+        """Put a listener of our own into the store; again changes nothing."""
+        if not opened.lent:
+            self._notify(fds=[opened.socket.fileno()], FDSTORE=1, FDNAME=mark(listener, opened.file))
+
+    def drop(self, opened: Opened, listener: Listener) -> None:
+        """Take a listener out that is about to be closed."""
+        if not opened.lent:
+            self._remove(mark(listener, opened.file))
+
+    def clear(self) -> None:
+        """Close what nobody has asked for: settings have changed while there was no master."""
+        for name, found in self._found.items():
+            log.info("stored_socket_unused", address=sockets.address(found))
+            self._remove(name)
+            found.close()
+        self._found.clear()
+
+    def _remove(self, name: str) -> None:
+        self._notify(FDSTOREREMOVE=1, FDNAME=name)
+
+
+def _file(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.lstat(path) if path else None
+    except OSError:
+        # It is gone, and so nobody would find the socket.
+        status = None
+    return (status.st_dev, status.st_ino) if status is not None else None
