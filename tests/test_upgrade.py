@@ -264,6 +264,8 @@ def test_other_sockets(poold: Poold) -> None:
 def test_broken_package(copied: Callable[..., tuple[Daemon, Path]], part: str) -> None:
     """Code that cannot be loaded, whichever part it is, refuses the upgrade."""
     daemon, installed = copied(options={"pool.min_spare": 1})
+    # Whatever poold starts from now on, its exporter too, is started from broken code.
+    daemon.event("exporter_ready")
     (installed / part).write_text("import a_dependency_that_is_missing\n")
     # The commands that look are of the code that is installed for the tests.
     refused(daemon)
