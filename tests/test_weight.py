@@ -17,7 +17,7 @@ Poold = Callable[..., Daemon]
 
 # Kilobytes beyond a bare interpreter.
 MOLD_RESIDENT = 4_000
-MASTER_ANONYMOUS = 7_500
+MASTER_ANONYMOUS = 9_000
 # Of a spare: what it has for itself alone.
 SPARE_PRIVATE = 650
 

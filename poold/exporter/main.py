@@ -110,11 +110,7 @@ class Exporter:
         return since > 0 and time.monotonic() - since < NOT_READY_AFTER
 
     def serve(self, listener: socket.socket) -> None:
-        """Answer scrapers for ever, each in a thread, a few at a time.
-
-        The listener does not block, because another exporter may accept from it too while one takes the other's place.
-        """
-        listener.setblocking(False)
+        """Answer scrapers for ever, each in a thread, a few at a time."""
         readable = select.poll()
         readable.register(listener, select.POLLIN)
         while True:
@@ -285,6 +281,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     lifeline = Lifeline(socket.socket(fileno=fds["lifeline"]))
     listener = socket.socket(fileno=fds["listener"])
+    # Another exporter may accept from it too while one takes the other's place; and an end that comes at once must not wait for it.
+    listener.setblocking(False)
     exporter = Exporter(view, lifeline)
     threading.Thread(target=exporter.serve, args=(listener,), daemon=True).start()
     # The first question tells the master that scrapes are answered from now on.

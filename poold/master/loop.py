@@ -59,8 +59,13 @@ class Loop:
     def forget(self, file: File) -> None:
         """Stop watching, if it was watched; before the descriptor is closed, because epoll may go on reporting it (epoll(7))."""
         fd = file.fileno()
-        if self._callbacks.pop(fd, None) is not None:
+        if self._callbacks.pop(fd, None) is None:
+            return
+        try:
             self._epoll.unregister(fd)
+        except OSError:
+            # The close that follows takes it out as well (epoll(7)).
+            return
 
     def at(self, when: float, callback: Callback) -> Deadline:
         """Call `callback` at `when` by this loop's clock."""
