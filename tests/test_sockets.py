@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import DEADLINE, Client, Daemon, alive, descendants, eventually, free_port
+from tests.support import DEADLINE, Client, Daemon, alive, descendants, eventually, free_port, open_files
 from tests.wirekit import frozen, gone, inside, listening, port_of, reap_orphans, spares, state, stays
 
 Poold = Callable[..., Daemon]
@@ -533,8 +533,7 @@ def test_what_is_not_meant_for_poold_reaches_no_child(poold: Poold, environ: dic
         facts = json.loads(client.ask("facts"))
         passed = os.fstat(daemon.listener.fileno()).st_ino
         for pid in descendants(daemon.master):
-            links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-            assert f"socket:[{passed}]" not in links
+            assert f"socket:[{passed}]" not in open_files(pid).values()
         assert [name for name in facts["environ"] if name.startswith(("LISTEN_", "NOTIFY_"))] == []
 
 
@@ -550,8 +549,7 @@ def test_service_manager_is_not_known_to_children(poold: Poold) -> None:
         for pid in children:
             names = {variable.partition(b"=")[0] for variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")}
             assert not names & {b"LISTEN_PID", b"LISTEN_FDS", b"LISTEN_FDNAMES", b"NOTIFY_SOCKET"}
-            links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-            assert f"socket:[{passed}]" not in links
+            assert f"socket:[{passed}]" not in open_files(pid).values()
 
 
 def test_passed_sockets_of_one_name(poold: Poold) -> None:

@@ -44,9 +44,6 @@ class Phase(StrEnum):
     STOPPED = "stopped"
 
 
-# A handler may take long to import; the metrics are there all the same.
-EXPORTER_PATIENCE = 0.2
-
 ACCEPTING = (Phase.RUNNING, Phase.DRAINING)
 
 
@@ -133,8 +130,7 @@ class Master:
             log.warning("passed_socket_unused", name=name, hint=f'add a [[listener]] with address = "systemd://{name}"')
         parts.open(passed=self._passed, store=self._store, control_path=self._control_path, verbs=self._verbs)
         parts.molds.start()
-        # Who waits for READY does not wait for metrics: on one core the two starts would delay each other.
-        parts.loop.after(EXPORTER_PATIENCE, parts.exporters.start)
+        parts.exporters.start()
         parts.counters.cells[RELOAD_SUCCESSFUL] = 1
         parts.counters.cells[RELOAD_SUCCESS_AT] = int(time.time() * 1_000_000)
         self._show()
@@ -230,7 +226,6 @@ class Master:
 
     def _ready(self) -> None:
         self._phase = Phase.RUNNING
-        self._parts.exporters.start()
         log.info("ready", seconds=time.monotonic() - self._started_at)
         self._manager.status(self._status())
         self._manager.ready()
