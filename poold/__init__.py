@@ -8,10 +8,10 @@ Where each box of a concurrent server's flowchart lives:
     initialise daemon        poold.master.main      Master.__init__, Master._start
     process signals          poold.master.signals   Inbox notes; Master._on_signals acts
     accept                   poold.master.listeners Listeners._accept
-    fork                     poold.mold.clone       clone_worker, asked for by poold.master.pool
-    (child) close top socket poold.worker.main      live: a mold is started without any listener, so there is none to close;
+    fork                     poold.mold.clone       clone_worker, asked for by poold.master.orders
+    (child) close top socket poold.worker.main      Worker.live: a mold is started without any listener, so there is none to close;
                                                     what it has of its own, its channel, is closed here
-    (child) serve            poold.worker.main      Worker._session
+    (child) serve            poold.worker.main      Worker.serve
     (child) close accepted   poold.worker.main      Worker.serve, by Connection.close
     (child) exit             poold.worker.main      live: os._exit, never back to accept
     (parent) close accepted  poold.master.sessions  Sessions.acknowledge, once the worker has said that it has it
@@ -24,7 +24,7 @@ child's first act (`sandbox`, `title`), or is the command line (`cli`, `report`)
 A connection's way, one direction only:
 
     listeners.accept ─▶ main: room, or refuse ─▶ handover: a spare, or wait for one ─▶ channel ═ SCM_RIGHTS ═▶ worker
-    pool: order ─▶ mold clones ─▶ births: BORN, READY ─▶ spare                                                    │ ACK, serve, exit
+    pool: orders ─▶ mold clones ─▶ births: BORN, READY ─▶ spare                                                   │ ACK, serve, exit
     table, counts ◀─ reaper ◀─ SIGCHLD ◀──────────────────────────────────────────────────────────────────────────┘
 """
 

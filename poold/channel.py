@@ -3,8 +3,8 @@
 All are SOCK_SEQPACKET pairs: a message arrives whole or not at all, with its descriptor, and the other side's end is EOF. What
 comes from a child is gossip: bounded, checked, and about that child alone, because who speaks is known by the channel.
 
-Master → mold    Order: slot, incarnation; descriptor: the worker's end of a new channel
-Mold → master    Hello: version · Ready: threads (0 or 1) · Failed: text · Answer: slot, incarnation, pid, errno
+Master → mold    Orders, at most `ORDERS_MAX`: each slot, incarnation; descriptors: for each the worker's end of a new channel
+Mold → master    Hello: version · Ready: threads (0 or 1) · Failed: text · Answers: for each order slot, incarnation, pid, errno
 Master → worker  Assignment: session, family, peer, listener; descriptor: the connection. EOF: leave
 Worker → master  Report: BORN version, ready (0 or 1) · READY · ACK session · NACK session, errno · EXEC session ·
                  NOEXEC session, errno · DONE session, outcome
@@ -21,13 +21,22 @@ from enum import IntEnum
 
 from poold.errors import ProtocolError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+    from collections.abc import Iterable
+
 _CREDENTIALS = struct.Struct("3i")
 _CREDENTIALS_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size)
 _DESCRIPTOR = struct.Struct("i")
 _DESCRIPTOR_SPACE = socket.CMSG_SPACE(_DESCRIPTOR.size)
+# Orders in one message. More would not make a clone cheaper, and the mold answers when it has worked off all of them: with a very large
+# handler, whose clones take long, that must not look like a mold that hangs.
+ORDERS_MAX = 8
+_DESCRIPTORS_SPACE = socket.CMSG_SPACE(_DESCRIPTOR.size * ORDERS_MAX)
 # As plain numbers: an enumeration's member costs a worker several pages at each use.
 _AF_UNIX, _SOCK_SEQPACKET, _SOL_SOCKET = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET), int(socket.SOL_SOCKET)
-_SCM_RIGHTS, _MSG_CMSG_CLOEXEC = int(socket.SCM_RIGHTS), int(socket.MSG_CMSG_CLOEXEC)
+_SCM_RIGHTS, _SCM_CREDENTIALS = int(socket.SCM_RIGHTS), int(socket.SCM_CREDENTIALS)
+_MSG_CMSG_CLOEXEC, _MSG_NOSIGNAL, _MSG_TRUNC = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_NOSIGNAL), int(socket.MSG_TRUNC)
 
 # The compiled socket itself: what the module socket wraps around it costs a worker pages at its birth, and the master time at each.
 Wire = _socket.socket
@@ -52,6 +61,7 @@ class Word(IntEnum):
     DONE = 7
 
 
+_WORDS = {int(word): word for word in Word}
 _REPORT = struct.Struct("<BxxxiQ")
 
 
@@ -89,7 +99,8 @@ def born(*, ready: bool, version: str) -> bytes:
     return report(Word.BORN, 0, ready) + version.encode()[:VERSION_MAX]
 
 
-_ASSIGNMENT = struct.Struct("<QHHIIHH")
+_ASSIGNMENT = struct.Struct("<QHHIII")
+_ASSIGNMENT_SIZE = _ASSIGNMENT.size
 
 
 class Assignment:
@@ -108,17 +119,15 @@ class Assignment:
 
     def pack(self) -> bytes:
         """Return the bytes on the wire."""
-        host, listener = self.host.encode(), self.listener.encode()
-        head = _ASSIGNMENT.pack(self.session, self.family, self.port, self.flow, self.scope, len(host), len(listener))
-        return head + host + listener
+        head = _ASSIGNMENT.pack(self.session, self.family, self.port, self.flow, self.scope, len(self.host))
+        return head + f"{self.host}{self.listener}".encode()
 
 
 def read_assignment(data: bytes) -> tuple[int, int, str, int, int, int, str]:
     """Return what an assignment says, in the order of `Assignment.__init__`; a tuple, because a worker reads one in its whole life."""
-    session, family, port, flow, scope, host_length, listener_length = _ASSIGNMENT.unpack_from(data)
-    host_end = _ASSIGNMENT.size + host_length
-    host, listener = data[_ASSIGNMENT.size : host_end].decode(), data[host_end : host_end + listener_length].decode()
-    return session, family, host, port, flow, scope, listener
+    session, family, port, flow, scope, length = _ASSIGNMENT.unpack_from(data)
+    names = data[_ASSIGNMENT_SIZE:].decode()
+    return session, family, names[:length], port, flow, scope, names[length:]
 
 
 def pair() -> tuple[Wire, Wire]:
@@ -134,9 +143,9 @@ def wire(fd: int) -> Wire:
     return Wire(_AF_UNIX, _SOCK_SEQPACKET, 0, fd)
 
 
-def send_with(end: Wire, data: bytes, fd: int) -> None:
-    """Send one message with one descriptor; the caller still owns it. Raises OSError."""
-    end.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))], socket.MSG_NOSIGNAL)
+def send_with(end: Wire, data: bytes, *fds: int) -> None:
+    """Send one message with these descriptors; the caller still owns them. Raises OSError."""
+    end.sendmsg((data,), ((_SOL_SOCKET, _SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds)),), _MSG_NOSIGNAL)
 
 
 def receive_with(end: Wire, size: int) -> tuple[bytes, int | None]:
@@ -159,17 +168,18 @@ def receive_report(end: Wire) -> Report | None:
     if not data and not ancillary:
         return None
     # A message of no bytes is not the end: it comes with its sender's credentials.
-    if flags & socket.MSG_TRUNC or len(data) < _REPORT.size:
+    if flags & _MSG_TRUNC or len(data) < _REPORT.size:
         raise ProtocolError(f"a report of {len(data)} bytes or more")
     word, number, session = _REPORT.unpack_from(data)
-    if not Word.BORN <= word <= Word.DONE:
+    known = _WORDS.get(word)
+    if known is None:
         raise ProtocolError(f"report {word} does not exist")
     pid = 0
     for level, kind, payload in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+        if level == _SOL_SOCKET and kind == _SCM_CREDENTIALS:
             pid = _CREDENTIALS.unpack_from(payload)[0]
-    version = data[_REPORT.size :].decode("ascii", "replace") if word == Word.BORN else ""
-    return Report(Word(word), session=session, number=number, version=version, pid=pid)
+    version = data[_REPORT.size :].decode("ascii", "replace") if known is Word.BORN else ""
+    return Report(known, session=session, number=number, version=version, pid=pid)
 
 
 class MoldWord(IntEnum):
@@ -183,43 +193,48 @@ class MoldWord(IntEnum):
 
 _ORDER = struct.Struct("<II")
 _ANSWER = struct.Struct("<BxxxIIii")
-ORDER_MAX = _ORDER.size
+_ORDERS_SIZE = _ORDER.size * ORDERS_MAX
 _MOLD_ANSWER = int(MoldWord.ANSWER)
 
 
 class MoldReport:
-    """What a mold says: `text` a version or a reason, `number` threads (READY) or an errno (ANSWER)."""
+    """What a mold says: `text` a version or a reason, `number` its threads (READY), `answers` what became of orders (ANSWER).
 
-    __slots__ = ("incarnation", "number", "pid", "slot", "text", "word")
+    An answer is slot, incarnation, pid and errno; both of the last are 0 where they say nothing.
+    """
 
-    def __init__(self, word: MoldWord, *, slot: int, incarnation: int, pid: int, number: int, text: str) -> None:
+    __slots__ = ("answers", "number", "text", "word")
+
+    def __init__(self, word: MoldWord, *, number: int, text: str, answers: list[tuple[int, int, int, int]]) -> None:
         self.word = word
-        self.slot = slot
-        self.incarnation = incarnation
-        self.pid = pid
         self.number = number
         self.text = text
+        self.answers = answers
 
 
-def order(slot: int, incarnation: int) -> bytes:
-    """Return the bytes of an order for a worker."""
-    return _ORDER.pack(slot, incarnation)
+def send_orders(end: Wire, orders: Iterable[tuple[int, int]], fds: Iterable[int]) -> None:
+    """Order a worker for each slot and incarnation, at most `ORDERS_MAX`; the descriptors are still the caller's. Raises OSError."""
+    send_with(end, b"".join([_ORDER.pack(slot, incarnation) for slot, incarnation in orders]), *fds)
 
 
-def read_order(data: bytes) -> tuple[int, int]:
-    """Return slot and incarnation of an order."""
-    slot, incarnation = _ORDER.unpack(data)
-    return slot, incarnation
+def receive_orders(end: Wire) -> tuple[list[tuple[int, int]], list[int]]:
+    """Wait for orders: slot and incarnation of each, and their descriptors, which the caller then owns; no order is EOF.
+
+    Where the kernel has dropped descriptors (recvmsg(2), MSG_CTRUNC), the last orders have none.
+    """
+    data, ancillary, _, _ = end.recvmsg(_ORDERS_SIZE, _DESCRIPTORS_SPACE, _MSG_CMSG_CLOEXEC)
+    return list(_ORDER.iter_unpack(data)), memoryview(ancillary[0][2]).cast("i").tolist() if ancillary else []
 
 
-def answer(slot: int, incarnation: int, pid: int, number: int) -> bytes:
-    """Return the bytes of a mold's answer to an order: `mold_report` without its keywords, for each worker."""
-    return _ANSWER.pack(_MOLD_ANSWER, slot, incarnation, pid, number)
+def answers(orders: list[tuple[int, int]], made: list[int]) -> bytes:
+    """Return the bytes of a mold's answers to the orders of one message: of each the pid that was made, or an errno below 0."""
+    parts = zip(orders, made, strict=True)
+    return b"".join([_ANSWER.pack(_MOLD_ANSWER, slot, incarnation, max(0, pid), max(0, -pid)) for (slot, incarnation), pid in parts])
 
 
-def mold_report(word: MoldWord, *, slot: int = 0, incarnation: int = 0, pid: int = 0, number: int = 0, text: str = "") -> bytes:
-    """Return the bytes of what a mold says."""
-    return _ANSWER.pack(word, slot, incarnation, pid, number) + text.encode("utf-8", "backslashreplace")[:MOLD_TEXT_MAX]
+def mold_report(word: MoldWord, *, number: int = 0, text: str = "") -> bytes:
+    """Return the bytes of anything else that a mold says."""
+    return _ANSWER.pack(word, 0, 0, 0, number) + text.encode("utf-8", "backslashreplace")[:MOLD_TEXT_MAX]
 
 
 def receive_mold_report(end: Wire) -> MoldReport | None:
@@ -227,10 +242,10 @@ def receive_mold_report(end: Wire) -> MoldReport | None:
     data = end.recv(_ANSWER.size + MOLD_TEXT_MAX)
     if not data:
         return None
-    if len(data) < _ANSWER.size:
-        raise ProtocolError(f"a mold's message of {len(data)} bytes")
-    word, slot, incarnation, pid, number = _ANSWER.unpack_from(data)
-    if not MoldWord.HELLO <= word <= MoldWord.ANSWER:
-        raise ProtocolError(f"a mold's message {word} does not exist")
+    word = data[0]
+    if word == _MOLD_ANSWER and not len(data) % _ANSWER.size:
+        return MoldReport(MoldWord.ANSWER, number=0, text="", answers=[parts[1:] for parts in _ANSWER.iter_unpack(data)])
+    if len(data) < _ANSWER.size or not MoldWord.HELLO <= word <= MoldWord.FAILED:
+        raise ProtocolError(f"a mold's message {word} of {len(data)} bytes does not exist")
     text = data[_ANSWER.size :].decode("utf-8", "replace")
-    return MoldReport(MoldWord(word), slot=slot, incarnation=incarnation, pid=pid, number=number, text=text)
+    return MoldReport(MoldWord(word), number=_ANSWER.unpack_from(data)[4], text=text, answers=[])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from os import getppid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
@@ -17,16 +18,15 @@ if TYPE_CHECKING:  # without loading typing, whose weight every worker would car
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-# Looked up and made once, before any clone. PyDLL, because a call that keeps the interpreter's lock touches less, and prctl does not wait.
-_call_prctl = ctypes.PyDLL(None, use_errno=True).prctl
-_DEATH = (ctypes.c_int(_PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGTERM), None, None, None)
-_ADOPTION = (ctypes.c_int(_PR_SET_CHILD_SUBREAPER), ctypes.c_ulong(1), None, None, None)
+_SIGTERM = int(signal.SIGTERM)
+# Looked up once, before any clone. PyDLL, because a call that keeps the interpreter's lock touches less, and prctl does not wait. Small
+# numbers go as they are: an object of ctypes for each would be made and thrown away at each call.
+_prctl = ctypes.PyDLL(None, use_errno=True).prctl
 
 
-def _prctl(arguments: tuple[object, ...]) -> None:
-    if _call_prctl(*arguments) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+def _failure() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
 
 
 def become(*, uid: int, gid: int, groups: Sequence[int]) -> None:
@@ -59,10 +59,12 @@ def die_with(parent: int) -> bool:
 
     To be called after the last change of user, which clears it.
     """
-    _prctl(_DEATH)
-    return os.getppid() == parent
+    if _prctl(_PR_SET_PDEATHSIG, _SIGTERM, None, None, None):
+        raise _failure()
+    return getppid() == parent
 
 
 def adopt_orphans() -> None:
     """Make this process the one that orphans below it fall to."""
-    _prctl(_ADOPTION)
+    if _prctl(_PR_SET_CHILD_SUBREAPER, 1, None, None, None):
+        raise _failure()

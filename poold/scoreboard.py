@@ -23,6 +23,7 @@ import fcntl
 import mmap
 import os
 import struct
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from zlib import crc32
@@ -194,13 +195,9 @@ class Counters:
 
     def observe(self, histogram: Histogram, value: float) -> None:
         """Count one value, in the unit of the histogram's buckets."""
-        cell = histogram.first
-        for bound in histogram.buckets:
-            if value <= bound:
-                break
-            cell += 1
-        self.cells[cell] += 1
-        self.cells[histogram.total] += int(value * 1_000_000) if value > 0 else 0
+        self.cells[histogram.first + bisect_left(histogram.buckets, value)] += 1
+        if value > 0:
+            self.cells[histogram.total] += int(value * 1_000_000)
 
     def publish(self) -> None:
         """Make every cell visible to readers, all of one moment."""

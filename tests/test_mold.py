@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from poold.mold import clone
+from poold.mold import clone, scout
 from tests.support import HANDLERS, Daemon, alive, children_of, descendants, eventually, open_files, signal_masks, stat_fields, title
 
 Poold = Callable[..., Daemon]
@@ -242,13 +242,15 @@ def test_weight_of_the_mold(poold: Poold) -> None:
         "poold.mold.clone",
         "poold.mold.compact",
         "poold.mold.main",
+        "poold.mold.orders",
+        "poold.mold.rehearsal",
+        "poold.mold.scout",
         "poold.pages",
         "poold.sandbox",
         "poold.title",
         "poold.worker",
         "poold.worker.adapters",
         "poold.worker.main",
-        "poold.worker.rehearsal",
     }
     bare = subprocess.run([sys.executable, "-P", "-c", "import sys; print(*sys.modules)"], capture_output=True, text=True, check=True)
     # A stray import shows here before it shows in a benchmark.
@@ -269,6 +271,60 @@ def test_a_large_handler_is_in_huge_pages(poold: Poold) -> None:
     assert huge > 16 << 10
     with daemon.connect() as client:
         assert client.ask("echo hello") == "hello"
+
+
+@pytest.mark.parametrize("user", [None, "nobody"])
+def test_a_spare_has_its_pages_before_its_client_comes(poold: Poold, user: str | None) -> None:
+    """What a worker writes to on its way to the handler it has copied while it was a spare, also as another user."""
+    if not scout.possible():
+        pytest.skip("this kernel gives no process its pages at one go (Linux 6.14)")
+    if user is not None and os.geteuid() != 0:
+        pytest.skip("only root can change the user")
+    who = {"server.user": user} if user else {}
+    daemon = poold(options={"server.handler": "pages:serve", "pool.min_spare": 1, "pool.max_spare": 1, **who})
+    for folder in [daemon.folder, *daemon.folder.parents]:
+        if user and folder.stat().st_mode & 0o077 == 0:
+            folder.chmod(0o755)
+    daemon.start()
+    daemon.metric("poold_children", 1, kind="worker", state="spare")
+    [spare] = [row["pid"] for row in daemon.children("worker")]
+    before = int(stat_fields(spare)[7])  # type: ignore[index]
+    with daemon.connect() as client:
+        taken = int(client.line()) - before
+    # One by one it would be more than 80, as for any of the handler's own pages; and the mold has not become one that may be traced.
+    assert before > 100
+    assert taken < 50
+    assert user is None or os.stat(f"/proc/{mold_of(daemon)}/maps").st_uid == 0
+
+
+def test_a_worker_holds_no_end_of_a_sibling(poold: Poold) -> None:
+    """Workers that were ordered with one message have the descriptors of a single one, and a spare that leaves is not held by another."""
+    daemon = poold(options={"pool.min_spare": 8, "pool.max_spare": 8}).start()
+    daemon.metric("poold_children", 8, kind="worker", state="spare")
+    pids = [row["pid"] for row in daemon.children("worker")]
+    for pid in pids:
+        assert sum(name.startswith("socket:") for name in open_files(pid).values()) == 1
+    assert len({name for pid in pids for name in open_files(pid).values() if name.startswith("socket:")}) == len(pids)
+
+
+def test_a_scout_leaves_the_handler_alone(poold: Poold) -> None:
+    """With preload = false nothing of the handler is imported in the mold, whatever is rehearsed there."""
+    daemon = poold()
+    (daemon.folder / "told.py").write_text(
+        f"import os\nopen({str(daemon.folder / 'imports')!r}, 'a').write(f'{{os.getpid()}}\\n')\nfrom cases import serve\n"
+    )
+    options = {
+        "server.handler": "told:serve",
+        "server.path": [str(daemon.folder), str(HANDLERS)],
+        "pool.preload": False,
+        "pool.min_spare": 2,
+    }
+    daemon.write(options={**options, "pool.max_spare": 2})
+    daemon.start()
+    daemon.metric("poold_children", 2, kind="worker", state="spare")
+    assert sorted(int(line) for line in (daemon.folder / "imports").read_text().split()) == sorted(
+        row["pid"] for row in daemon.children("worker")
+    )
 
 
 def test_only_named_descriptors_reach_mold_and_exporter(poold: Poold) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from resource import struct_rusage
 
 from poold import __version__
-from poold.channel import MoldReport, Report
+from poold.channel import Report
 from poold.errors import ProtocolError
 from poold.log import log
 from poold.master.children import Child, ChildTable
@@ -84,15 +84,15 @@ class Births:
             error = errno.errorcode.get(number, str(number)) if number else None
             log.warning("spawn_failed", why=why, errno=error, hint=hint, retry_seconds=self.throttle.delay)
 
-    def answered(self, answer: MoldReport) -> Child | None:
+    def answered(self, slot: int, incarnation: int, pid: int, number: int) -> Child | None:
         """Take the mold's answer to an order; return the child if it will not be born because the clone failed."""
-        child = self.table.at(answer.slot, answer.incarnation)
+        child = self.table.at(slot, incarnation)
         if child is None or child.answered or child.slot not in self.open:
             return None
         child.answered = True
-        if answer.number:
+        if number:
             return child
-        child.named_pid = answer.pid
+        child.named_pid = pid
         return None
 
     def born(self, child: Child, report: Report) -> None:

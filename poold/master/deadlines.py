@@ -57,13 +57,17 @@ class Deadlines:
         """Put every deadline off by so much."""
         self._heap = [(at + seconds, order, deadline) for at, order, deadline in self._heap]
 
+    def overdue(self, now: float) -> bool:
+        """Say whether one is due at `now`."""
+        at = self.next_at()
+        return at is not None and at <= now
+
     def due(self, now: float) -> Callback | None:
         """Take out the next one that is due at `now`, None when there is none.
 
         One at a time, because what one does may cancel the next.
         """
-        at = self.next_at()
-        if at is None or at > now:
+        if not self.overdue(now):
             return None
         deadline = heapq.heappop(self._heap)[2]
         callback, deadline.callback = deadline.callback, None

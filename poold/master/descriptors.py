@@ -4,7 +4,7 @@ import resource
 
 from poold.errors import ConfigError, Problem
 from poold.master.linger import LINGER_MAX
-from poold.master.pool import BIRTHS_MAX
+from poold.master.orders import BIRTHS_MAX
 from poold.settings.config import Config
 
 # Standard streams, selector, wakeup pair, shared memories and views of them, control, metrics, lifelines, and what a start of a

@@ -43,8 +43,9 @@ class Gauges:
         self._sessions = sessions
         self._counters = counters
         self._rows = rows
-        # Kinds and states whose numbers may have changed since the last publication.
+        # Since the last publication: kinds and states whose numbers may have changed; the children that have, by slot (None: gone).
         self._stirred: set[tuple[Kind, State]] = set()
+        self._moved: dict[int, Child | None] = {}
         counters.cells[PROCESS_STARTED] = int(time.time() * 1_000_000)
         table.changed = self._changed
 
@@ -52,9 +53,9 @@ class Gauges:
         self._stirred.add((child.kind, child.state))
         if before is not None:
             self._stirred.add((child.kind, before))
-        if removed:
-            self._rows.clear(child.slot)
-            return
+        self._moved[child.slot] = None if removed else child
+
+    def _write(self, child: Child) -> None:
         session = child.session
         self._rows.write(
             child.slot,
@@ -76,6 +77,12 @@ class Gauges:
         for key in self._stirred:
             cells[CHILDREN[key]] = self._table.census[key]
         self._stirred.clear()
+        for slot, child in self._moved.items():
+            if child is None:
+                self._rows.clear(slot)
+            else:
+                self._write(child)
+        self._moved.clear()
         cells[SESSIONS_ACTIVE] = len(self._sessions.open)
         cells[CHILDREN_ACTIVE] = self._sessions.serving
         cells[CHILDREN_MAX] = self._current.config.pool.max_children

@@ -145,7 +145,10 @@ class Listeners:
 
         Say whether there is more to look at.
         """
-        for listening in self._unsettled():
+        unsettled = self._unsettled()
+        if not unsettled:
+            return False
+        for listening in unsettled:
             if self._watched:
                 self._accept(listening)
         return self._watched and self.may_accept() and bool(self._unsettled())

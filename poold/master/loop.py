@@ -1,7 +1,7 @@
 """The loop: the only place where the master waits. It sleeps until something happens or the next deadline; it has no tick.
 
-One turn: wait; signals; if there were any, start again, because they may have changed what the rest means; then what is ready;
-then what is overdue. An error in one callback is logged and counted and does not reach the others; when errors do not stop,
+One turn: wait; signals; if there were any, look again what is ready, because they may have changed what the rest means; then what is
+ready; then what is overdue. An error in one callback is logged and counted and does not reach the others; when errors do not stop,
 the master gives up in order rather than live half dead.
 """
 
@@ -42,6 +42,8 @@ class Loop:
         self._on_idle = on_idle
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callback] = {}
+        self._inbox_fd = inbox.fileno()
+        # Looked at first, and by itself.
         self.watch(inbox, lambda: None)
         self._deadlines = Deadlines()
         self._error_times: list[float] = []
@@ -78,34 +80,43 @@ class Loop:
     def turn(self) -> None:
         """Wait for something to happen and let it be acted on. With `eager` set: do not wait, be idle at once if nothing is ready."""
         due_at = self._deadlines.next_at()
-        ready = self._epoll.poll(self._patience(), EVENTS_MAX)
+        ready = self._epoll.poll(self._patience(due_at), EVENTS_MAX)
         self.woken_at = self.clock()
+        idle = not ready
         late = self.woken_at - due_at if due_at is not None else 0.0
         if late > STALL:
             # This process did not run (stopped, suspended): nobody is to be punished for time that was not his.
             self._deadlines.shift(late)
             log.warning("stalled", seconds=late)
-        signals = self._inbox.take()
-        if signals:
-            self.guarded(lambda: self._on_signals(signals))
-            return
+        if (self._inbox_fd, select.EPOLLIN) in ready:
+            self.guarded(self._take_signals)
+            # They may have changed what the rest means.
+            ready = self._epoll.poll(0, EVENTS_MAX)
+        self._call(ready)
+        if self._deadlines.overdue(self.woken_at):
+            # All that has come is heard before anybody is found late: this process may have been stopped on its way here.
+            self._call(self._epoll.poll(0, EVENTS_MAX))
+            while (callback := self._deadlines.due(self.woken_at)) is not None:
+                self.guarded(callback)
+        elif idle:
+            self.guarded(self._on_idle)
+
+    def _call(self, ready: list[tuple[int, int]]) -> None:
         for fd, _ in ready:
             # One of those before it may have closed it.
             callback = self._callbacks.get(fd)
             if callback is not None:
                 self.guarded(callback)
-        overdue = False
-        while (late_callback := self._deadlines.due(self.woken_at)) is not None:
-            overdue = True
-            self.guarded(late_callback)
-        if not ready and not overdue:
-            self.guarded(self._on_idle)
 
-    def _patience(self) -> float | None:
+    def _take_signals(self) -> None:
+        signals = self._inbox.take()
+        if signals:
+            self._on_signals(signals)
+
+    def _patience(self, due_at: float | None) -> float | None:
         if self.eager:
             return 0
-        at = self._deadlines.next_at()
-        return None if at is None else max(0.0, at - self.clock())
+        return None if due_at is None else max(0.0, due_at - self.clock())
 
     def guarded(self, callback: Callback) -> None:
         """Call it; an error is logged and counted. Raises InternalError when there were too many."""

@@ -86,7 +86,8 @@ class Master:
         self._parts.reaper.on_exit[Kind.TRIAL] = trials.exited
         self._phase = Phase.STARTING
         self._exit_code = ExitCode.OK
-        self._title = ""
+        # Sessions and cap, as the title has them.
+        self._shown = (-1, 0)
         self._introduce()
 
     def _introduce(self) -> None:
@@ -293,11 +294,11 @@ class Master:
     def _show(self) -> None:
         """Make visible what has become of the turn: title, status line, gauges, answers to the exporter."""
         parts = self._parts
-        title = f"master [{len(parts.sessions.open)}/{parts.current.config.pool.max_children}]"
-        if title != self._title:
-            self._title = title
-            set_title(title)
-        if self._phase is not Phase.STARTING:
+        shown = len(parts.sessions.open), parts.current.config.pool.max_children
+        if shown != self._shown:
+            self._shown = shown
+            set_title(f"master [{shown[0]}/{shown[1]}]")
+        if self._phase is not Phase.STARTING and self._manager.listens:
             self._manager.status(self._status())
         if parts.exporters.asked():
             parts.listeners.measure()

@@ -30,6 +30,11 @@ class Manager:
         self._telling: Deadline | None = None
         self._extending: Deadline | None = None
 
+    @property
+    def listens(self) -> bool:
+        """Say whether there is somebody who wants to know how it goes."""
+        return bool(self._address)
+
     def _notify(self, **fields: str | int) -> None:
         systemd.notify(self._address, fds=(), **fields)
 

@@ -5,7 +5,7 @@ Workers that live do not notice any of it: they are the master's own children.
 
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +18,7 @@ from poold.master.children import Child, ChildTable
 from poold.master.current import Current
 from poold.master.ladder import Ladder
 from poold.master.loop import Loop
+from poold.master.orders import Orders
 from poold.master.pool import Pool
 from poold.master.spawn import Launcher, Recipe
 from poold.scoreboard import MOLD_STARTS, SPAWNED, Counters
@@ -60,6 +61,7 @@ class Molds:
         table: ChildTable,
         ladder: Ladder,
         pool: Pool,
+        orders: Orders,
         counters: Counters,
         pages: Mapping[str, int],
         launcher: Launcher,
@@ -69,6 +71,7 @@ class Molds:
         self._table = table
         self._ladder = ladder
         self._pool = pool
+        self._orders = orders
         self._counters = counters
         self._pages = pages
         self._launcher = launcher
@@ -141,7 +144,7 @@ class Molds:
         if use and child.channel is not None:
             self._loop.watch(child.channel, partial(self._read, mold))
             self._used = mold
-            self._pool.send_order = self.order
+            self._orders.send = self.order
         elif not child.leaving:
             self._ladder.retire(child)
 
@@ -150,7 +153,7 @@ class Molds:
         old, self._used, self._candidate = self._used, self._candidate, None
         if self._used is not None:
             self._used.prepared = None
-            self._pool.send_order = self.order
+            self._orders.send = self.order
         if old is not None and not old.child.leaving:
             self._ladder.retire(old.child, listen=True)
 
@@ -161,15 +164,15 @@ class Molds:
             candidate.prepared = None
             self._ladder.retire(candidate.child)
 
-    def order(self, slot: int, incarnation: int, fd: int) -> Child:
-        """Send an order to the mold in use and return its row. Raises OSError."""
+    def order(self, orders: Sequence[tuple[int, int]], fds: Sequence[int]) -> Child:
+        """Send orders (slot, incarnation), each with its descriptor, to the mold in use and return its row. Raises OSError."""
         mold = self._used
         if mold is None or mold.child.channel is None or not mold.child.ready:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
-        channel.send_with(mold.child.channel, channel.order(slot, incarnation), fd)
-        mold.unanswered += 1
-        if mold.unanswered == 1:
+        channel.send_orders(mold.child.channel, orders, fds)
+        if not mold.unanswered:
             self._ladder.within(mold.child, SILENCE, partial(self._silent, mold))
+        mold.unanswered += len(orders)
         return mold.child
 
     def hear_out(self, child: Child) -> None:
@@ -231,16 +234,17 @@ class Molds:
             mold.prepared(None)
         elif mold is self._used:
             self.ever_ready = True
-            self._pool.send_order = self.order
+            self._orders.send = self.order
 
     def _answered(self, mold: Mold, report: MoldReport) -> None:
-        mold.unanswered = max(0, mold.unanswered - 1)
+        mold.unanswered = max(0, mold.unanswered - len(report.answers))
         if not mold.child.leaving:
             if mold.unanswered:
                 self._ladder.within(mold.child, SILENCE, partial(self._silent, mold))
             else:
                 self._ladder.relax(mold.child)
-        self._pool.answered(report)
+        for answer in report.answers:
+            self._orders.answered(*answer)
 
     def _too_slow(self, mold: Mold) -> None:
         mold.reason = f"the handler's import took longer than timeouts.import ({mold.seconds:g} s)"
@@ -259,7 +263,7 @@ class Molds:
         self._ladder.close_channel(mold.child)
         if self._used is mold:
             self._used = None
-            self._pool.send_order = None
+            self._orders.send = None
 
     def exited(self, child: Child, exit: Exit) -> None:
         """Settle the end of a mold; start another one if it was the one in use."""

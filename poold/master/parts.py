@@ -19,6 +19,7 @@ from poold.master.linger import Linger
 from poold.master.listeners import Listeners
 from poold.master.loop import Loop
 from poold.master.molds import Molds
+from poold.master.orders import Orders
 from poold.master.pool import Pool
 from poold.master.reaper import Reaper
 from poold.master.sessions import Sessions
@@ -80,12 +81,14 @@ class Parts:
         self.ladder = ladder = Ladder(current=current, loop=loop, table=table)
         self.births = births = Births(table, counters)
         self.handover = handover = HandOver(current=current, loop=loop, table=table, sessions=sessions, counters=counters, ladder=ladder)
-        self.pool = pool = Pool(current=current, loop=loop, table=table, births=births, handover=handover, ladder=ladder)
+        orders = Orders(current=current, loop=loop, table=table, births=births, ladder=ladder)
+        self.pool = pool = Pool(current=current, loop=loop, table=table, births=births, orders=orders, handover=handover, ladder=ladder)
         self.reaper = Reaper(
             loop=loop,
             table=table,
             births=births,
             pool=pool,
+            orders=orders,
             handover=handover,
             ladder=ladder,
             counters=counters,
@@ -103,14 +106,19 @@ class Parts:
             table=table,
             ladder=ladder,
             pool=pool,
+            orders=orders,
             counters=counters,
             pages=memories.pages,
             launcher=launcher,
         )
         self.exporters = Exporters(current=current, loop=loop, table=table, ladder=ladder, counters=counters, launcher=launcher)
+        self.control: Control | None = None
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """Tell the reaper who knows what about which kind."""
         self.reaper.hear_out[Kind.MOLD] = self.molds.hear_out
         self.reaper.on_exit = {Kind.MOLD: self.molds.exited, Kind.EXPORTER: self.exporters.exited}
-        self.control: Control | None = None
 
     def open(self, *, passed: Mapping[str, list[socket.socket]], store: Store, control_path: str, verbs: Mapping[str, Verb]) -> None:
         """Open every socket that the settings ask for. Raises ConfigError; what was open by then is for `close`."""

@@ -13,6 +13,7 @@ from poold.master.children import Child, ChildTable, failure_of
 from poold.master.handover import HandOver
 from poold.master.ladder import Ladder
 from poold.master.loop import Loop
+from poold.master.orders import Orders
 from poold.master.pool import Pool
 from poold.pages import ActivityView
 from poold.scoreboard import CPU_SECONDS, FAILED, MEMORY_BYTES, REAPED, UNKNOWN_REAPED, Counters
@@ -32,6 +33,7 @@ class Reaper:
         table: ChildTable,
         births: Births,
         pool: Pool,
+        orders: Orders,
         handover: HandOver,
         ladder: Ladder,
         counters: Counters,
@@ -41,6 +43,7 @@ class Reaper:
         self._table = table
         self._births = births
         self._pool = pool
+        self._orders = orders
         self._handover = handover
         self._ladder = ladder
         self._counters = counters
@@ -138,6 +141,6 @@ class Reaper:
         self._table.remove(child)
         log.debug("child_reaped", kind=child.kind, pid=exit.pid, status=exit.status, cause=cause)
         if failure is Failure.STILLBORN and child.kind is Kind.WORKER:
-            self._pool.stillborn()
+            self._orders.stillborn()
         if child.kind in self.on_exit:
             self.on_exit[child.kind](child, exit)

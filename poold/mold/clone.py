@@ -10,12 +10,20 @@ threads forks twice with os.fork() instead: the middle process ends at once, and
 subreaper (prctl(2), PR_SET_CHILD_SUBREAPER). That is a third slower and never hung.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import os
 import signal
 import struct
+from ctypes import get_errno
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+    from typing import Any
+
+_CLONE_VFORK = 0x00004000
 _CLONE_PARENT = 0x00008000
 _CLONE_CHILD_CLEARTID = 0x00200000
 _CLONE_CHILD_SETTID = 0x01000000
@@ -56,8 +64,10 @@ def _tid_address() -> int | None:
 _TID_ADDRESS = _tid_address()
 CLONE_WORKS = _CLONE_NUMBER is not None and _TID_ADDRESS is not None
 _FLAGS = _CLONE_PARENT | _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID | signal.SIGCHLD
-_LAST = (None, _TID_ADDRESS) if _TLS_FIRST else (_TID_ADDRESS, None)
-_ARGUMENTS = (ctypes.c_long(_CLONE_NUMBER or 0), ctypes.c_ulong(_FLAGS), None, None, *(ctypes.c_void_p(value) for value in _LAST))
+_TID = ctypes.c_void_p(_TID_ADDRESS)
+# Small numbers go as they are (ctypes passes them as int, which libffi widens): an object of ctypes is wrapped anew at each call, and the
+# wrapping taken down again in both processes.
+_ARGUMENTS = (_CLONE_NUMBER or 0, _FLAGS, None, None, *((None, _TID) if _TLS_FIRST else (_TID, None)))
 
 
 def reset_internal_signals() -> None:
@@ -87,30 +97,41 @@ def refuse_company() -> None:
     raise RuntimeError(f"the handler's import forked and left {which} behind; wait for it there, or start it when a connection is served")
 
 
-def clone_worker() -> int:
+# The same, but of a child of this process, which stands still until the child has ended: it takes none of the pages meanwhile.
+SCOUT_ARGUMENTS = (_ARGUMENTS[0], _FLAGS & ~_CLONE_PARENT | _CLONE_VFORK, *_ARGUMENTS[2:])
+# The arguments of the system calls that a worker makes before anything else: they give it the pages it will need (`poold.mold.scout`).
+first_calls: list[tuple[Any, ...]] = []
+
+
+def clone_worker(arguments: tuple[Any, ...] = _ARGUMENTS) -> int:
     """Clone this process as a child of the master: return its pid, and 0 in the clone. Raises OSError.
 
     To be called with one thread only.
     """
+    # Looked up before, so that no clone does it anew.
+    in_child, in_parent, calls = _after_in_child, _after_in_parent, first_calls
     _before()
-    pid: int = _syscall(*_ARGUMENTS)
+    pid: int = _syscall(*arguments)
     if not pid:
-        _after_in_child()
-        return 0
-    number = ctypes.get_errno()
-    _after_in_parent()
+        for call in calls:
+            _syscall(*call)
+    (in_parent if pid else in_child)()
     if pid < 0:
+        number = get_errno()
         raise OSError(number, os.strerror(number))
     return pid
 
 
-def rehearse() -> None:
-    """Call what a clone calls, without cloning: what is done for the first time in a process is more."""
-    if _GETPPID is None:
-        return
-    _before()
-    _syscall(ctypes.c_long(_GETPPID), *_ARGUMENTS[1:])
-    _after_in_parent()
+def ended_well(pid: int) -> bool:
+    """Wait for a child of this process, and say whether it ended with 0."""
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def rehearse(times: int) -> None:
+    """Call what a clone calls, without cloning: what is done for the first times in a process is more (PEP 659)."""
+    if _GETPPID is not None and CLONE_WORKS:
+        for _ in range(times):
+            clone_worker((_GETPPID, *_ARGUMENTS[1:]))
 
 
 def fork_worker(master: int) -> int:

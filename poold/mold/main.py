@@ -6,34 +6,31 @@ Started by the master as a fresh interpreter with `NAME=NUMBER` arguments, one f
 
 from __future__ import annotations
 
-import errno
 import gc
 import json
 import os
 import resource
 import signal
-import socket
 import sys
 from functools import partial
-from os import close
 
 from poold import __version__, channel, sandbox
-from poold.channel import ORDER_MAX, MoldWord, answer, read_order, receive_with
+from poold.channel import MoldWord
 from poold.log import TRACEBACK_MAX, log, trace
 from poold.mold import clone
 from poold.mold.compact import compact
+from poold.mold.orders import work_off
+from poold.mold.rehearsal import RUNS, rehearse, scout
 from poold.pages import PhaseView
 from poold.title import set_title
 from poold.worker import adapters
-from poold.worker.main import Birth, live
-from poold.worker.rehearsal import rehearse
+from poold.worker.main import Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
     from typing import Any
 
 SETTINGS_MAX = 16 << 20
-_MSG_NOSIGNAL = int(socket.MSG_NOSIGNAL)
 
 
 class Mold:
@@ -42,67 +39,48 @@ class Mold:
     def __init__(self, end: channel.Wire, settings: dict[str, Any], fds: dict[str, int]) -> None:
         self._end = end
         self._settings = settings
-        self._birth = Birth(
+        self._worker = Worker(
             master=os.getppid(), mold=end.fileno(), activity=fds["activity"], phase=PhaseView(fds["phase"]), settings=settings
         )
         os.close(fds["phase"])
-        self._alone = True
+        self._alone = False
 
     def prepare(self) -> int:
         """Become the user and load the handler; return the number of threads. Whatever is raised says why there can be no worker."""
-        settings, birth = self._settings, self._birth
+        settings, worker = self._settings, self._worker
         # The master raised its own limit (getrlimit(2)); programs that use select() rely on a low one.
         resource.setrlimit(resource.RLIMIT_NOFILE, tuple(settings["nofile"]))
         sandbox.become_identity(settings["identity"])
-        if not sandbox.die_with(birth.master):
+        if not sandbox.die_with(worker.master):
             os._exit(0)
         os.umask(settings["umask"])
         os.chdir(settings["working_directory"])
         sys.path.extend(settings["path"])
         if settings["preload"]:
-            birth.serve = adapters.load(settings)
+            worker.handler = adapters.load(settings)
             clone.refuse_company()
             # The import may have set one, which workers would share.
             signal.set_wakeup_fd(-1)
         # A signal that comes to a worker before it has set itself up must do what it does to any process.
         for number in altered_dispositions():
             signal.signal(number, signal.SIG_DFL)
-        rehearse(birth)
-        clone.rehearse()
+        rehearse(worker)
+        clone.rehearse(RUNS)
         # A collection in a worker would write to every page it shares with its siblings (gc.freeze's documentation).
         gc.collect()
         gc.freeze()
         gc.disable()
         compact()
         threads = clone.threads()
-        self._alone = threads == 1
+        self._alone = threads == 1 and clone.CLONE_WORKS
+        if self._alone:
+            clone.first_calls[:] = scout(worker)
         return threads
 
     def run(self) -> None:
-        """Clone until the master closes the channel. One function: every page that it writes to is copied again after each clone."""
-        birth, end = self._birth, self._end
-        clone_worker = clone.clone_worker if self._alone and clone.CLONE_WORKS else partial(clone.fork_worker, birth.master)
-        while True:
-            data, fd = receive_with(end, ORDER_MAX)
-            if not data:
-                return
-            slot, incarnation = read_order(data)
-            pid = number = 0
-            if fd is None:
-                number = errno.EMFILE  # what made the kernel drop the descriptor
-            else:
-                try:
-                    pid = clone_worker()
-                    if not pid:
-                        live(birth, slot, fd)
-                except OSError as error:
-                    number = error.errno or errno.EAGAIN
-                close(fd)
-            try:
-                end.send(answer(slot, incarnation, pid, number), _MSG_NOSIGNAL)
-            except BrokenPipeError:
-                # The master has let go of this mold, or is gone.
-                return
+        """Clone until the master closes the channel."""
+        clone_worker = clone.clone_worker if self._alone else partial(clone.fork_worker, self._worker.master)
+        work_off(self._end, clone_worker, self._worker)
 
 
 def altered_dispositions() -> tuple[int, ...]:

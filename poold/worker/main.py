@@ -10,7 +10,6 @@ Descriptors while serving: 0, 1, 2 and the connection; the activity pages, until
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found] # no stubs; the module signal makes enumerations of everything, at each session
 import errno
 import gc
 import os
@@ -18,23 +17,26 @@ import signal
 import socket
 import sys
 import time
-from os import close, setsid
+from _signal import signal as set_disposition  # type: ignore[import-not-found] # no stubs; the module signal makes enumerations of everything
+from gc import enable as collect_garbage
+from os import close
+from socket import socket as Socket  # noqa: N812 -- as a name of its own: a module on the way would be another page to copy
 
-from poold import __version__, channel, sandbox
+from poold import __version__, channel
 from poold.address import Endpoint
-from poold.channel import Outcome, Word, read_assignment, receive_with, report
+from poold.channel import Outcome, Wire, Word, read_assignment, receive_with, report
 from poold.connection import Connection
 from poold.log import log, trace
 from poold.pages import Activity
+from poold.sandbox import die_with
 from poold.title import show, titled
 from poold.worker import adapters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any, NoReturn
 
-    from poold.channel import Wire
     from poold.pages import PhaseView
 
 # Room for an address and the longest name of a listener; up to 512 bytes the interpreter has the memory at hand.
@@ -42,52 +44,12 @@ ASSIGNMENT_MAX = 448
 
 # As plain numbers: looking an enumeration's member up, and converting it, touches several pages.
 _SIGPIPE = int(signal.SIGPIPE)
-_AF_UNIX, _AF_INET, _SOCK_STREAM = int(socket.AF_UNIX), int(socket.AF_INET), int(socket.SOCK_STREAM)
+_AF_UNIX, _AF_INET = int(socket.AF_UNIX), int(socket.AF_INET)
+_SOCK_STREAM, _SOCK_SEQPACKET = int(socket.SOCK_STREAM), int(socket.SOCK_SEQPACKET)
 _MSG_NOSIGNAL = int(socket.MSG_NOSIGNAL)
 _ACK, _NACK, _DONE = int(Word.ACK), int(Word.NACK), int(Word.DONE)
 _OK, _EXIT, _CLIENT_GONE = int(Outcome.OK), int(Outcome.EXIT), int(Outcome.CLIENT_GONE)
 _SPARE = titled("spare")
-
-
-class Birth:
-    """What the workers of a mold have in common.
-
-    `mold` is a descriptor of the mold's own, which they close; `activity` one of the activity pages; `phase` the phase page. `serve` is
-    what the handler's import gave.
-    """
-
-    __slots__ = (
-        "activity",
-        "altered",
-        "born",
-        "command",
-        "connections",
-        "file",
-        "master",
-        "mold",
-        "options",
-        "phase",
-        "ready",
-        "serve",
-        "settings",
-        "title",
-    )
-
-    def __init__(self, *, master: int, mold: int, activity: int, phase: PhaseView, settings: Mapping[str, Any]) -> None:
-        self.master = master
-        self.mold = mold
-        self.activity = activity
-        self.file = file_of(activity)
-        self.phase = phase
-        self.settings = settings
-        self.serve: adapters.Serve | None = None
-        # What every worker looks at, made before the clone.
-        self.title = titled(settings["name"])
-        self.connections: int = settings["connections_per_child"]
-        self.options: Mapping[str, Any] = settings["options"]
-        self.command: list[str] | None = settings["command"]
-        self.ready = bool(settings["preload"] or self.command is not None)
-        self.born = channel.born(ready=self.ready, version=__version__)
 
 
 def file_of(fd: int) -> tuple[int, int]:
@@ -96,20 +58,14 @@ def file_of(fd: int) -> tuple[int, int]:
     return info.st_dev, info.st_ino
 
 
-def live(birth: Birth, slot: int, fd: int) -> NoReturn:
-    """Be the worker in this slot until the end of the process; `fd` is its end of the channel to the master.
+def live(worker: Worker, slot: int, fd: int, siblings: list[int]) -> None:
+    """Be the worker in this slot until the end of the process. To be called in the clone.
 
-    To be called in the clone.
+    `fd` is its end of the channel to the master, `siblings` are descriptors that it has by chance.
     """
     code = 70
     try:
-        close(birth.mold)
-        setsid()
-        end = settle(birth, fd)
-        if not birth.ready:
-            _import(birth)
-            _say(end, report(Word.READY))
-        code = Worker(birth, slot, end).run()
+        code = worker.live(slot, fd, siblings)
     except SystemExit as leaving:
         code = _exit_code(leaving)
     except BaseException as error:
@@ -117,31 +73,8 @@ def live(birth: Birth, slot: int, fd: int) -> NoReturn:
         # and the master acts on that, not on this exit status.
         log.error("worker_failed", error=type(error).__name__, traceback=trace(error))
     finally:
-        os._exit(code)
-
-
-def settle(birth: Birth, fd: int) -> Wire:
-    """Take up life as a process of one's own, and say so: BORN, and READY with it when a connection can be served.
-
-    Every object that is touched for the first time is a page copied from the mold; this touches few.
-    """
-    if not sandbox.die_with(birth.master):
-        os._exit(0)
-    show(_SPARE)
-    end = channel.wire(fd)
-    _say(end, birth.born)
-    return end
-
-
-def _import(birth: Birth) -> None:
-    try:
-        birth.serve = adapters.load(birth.settings)
-    except BaseException as error:  # user code may raise anything; the worker is stillborn, and this says why
-        log.error("handler_import_failed", reason=f"{type(error).__name__}: {error}", traceback=trace(error))
-        os._exit(_exit_code(error) if isinstance(error, SystemExit) else 1)
-    # It may have set one, which would wake whoever has the other end.
-    signal.set_wakeup_fd(-1)
-    gc.freeze()
+        leave = worker.leave
+        leave(code)
 
 
 def _say(end: Wire, message: bytes) -> None:
@@ -163,69 +96,137 @@ def _exit_code(leaving: SystemExit) -> int:
 
 
 class Worker:
-    """One worker; also what its connections ask questions of (`poold.connection.Desk`)."""
+    """The worker that every clone of a mold will be; also what its connections ask questions of (`poold.connection.Desk`).
 
-    __slots__ = ("_birth", "_channel", "_page", "_slot", "_title")
+    Made in the mold, with all that its clones have in common: `mold` is a descriptor of the mold's own, which they close; `activity` one
+    of the activity pages; `phase` the phase page. `handler` is what its import gave.
+    """
 
-    def __init__(self, birth: Birth, slot: int, end: Wire) -> None:
-        self._birth = birth
-        self._slot = slot
-        self._channel = end
+    __slots__ = (
+        "_channel",
+        "_file",
+        "_page",
+        "_slot",
+        "_title",
+        "activity",
+        "born",
+        "command",
+        "connections",
+        "handler",
+        "leave",
+        "master",
+        "mold",
+        "name",
+        "options",
+        "phase",
+        "ready",
+        "setsid",
+        "settings",
+    )
+
+    def __init__(self, *, master: int, mold: int, activity: int, phase: PhaseView, settings: Mapping[str, Any]) -> None:
+        self.master = master
+        self.mold = mold
+        self.activity = activity
+        self.phase = phase
+        self.settings = settings
+        self.handler: adapters.Serve | None = None
+        # What every worker looks at, made before the clone.
+        self.name = titled(settings["name"])
+        self.connections: int = settings["connections_per_child"]
+        self.options: Mapping[str, Any] = settings["options"]
+        self.command: list[str] | None = settings["command"]
+        self.ready = bool(settings["preload"] or self.command is not None)
+        self.born = channel.born(ready=self.ready, version=__version__)
+        self._file = file_of(activity)
+        # What a rehearsal must not do.
+        self.setsid: Callable[[], object] = os.setsid
+        self.leave: Callable[[int], object] = os._exit
+        # What is a clone's own.
+        self._slot = 0
+        self._channel: Wire
         self._title = ""
         self._page: Activity | None = None
 
-    def run(self) -> int:
-        """Serve what is handed over until the master closes the channel or the last connection is served; return the exit status."""
-        birth = self._birth
-        left = birth.connections or -1
+    def live(self, slot: int, fd: int, siblings: list[int]) -> int:
+        """Become a process of one's own, serve until the master closes the channel or the last connection is served; return the status.
+
+        `fd` is this end of the channel to the master; `siblings` are those of workers whose turn comes after this one's.
+        """
+        close(self.mold)
+        for sibling in siblings:
+            close(sibling)
+        setsid = self.setsid
+        setsid()
+        if not die_with(self.master):
+            return 0
+        show(_SPARE)
+        self._slot = slot
+        self._channel = end = Wire(_AF_UNIX, _SOCK_SEQPACKET, 0, fd)
+        _say(end, self.born)
+        if not self.ready:
+            self._import()
+        left = self.connections
         while (connection := self.take()) is not None:
             left -= 1
-            if birth.command is not None:
-                self._execute(connection, birth.command)
+            if self.command is not None:
+                self._execute(connection, self.command)
             code, outcome = self.serve(connection, left == 0)
             if left == 0:
                 return code
-            _say(self._channel, report(_DONE, connection.id, outcome))
+            _say(end, report(_DONE, connection.id, outcome))
             show(_SPARE)
         return 0
 
+    def _import(self) -> None:
+        try:
+            self.handler = adapters.load(self.settings)
+        except BaseException as error:  # user code may raise anything; the worker is stillborn, and this says why
+            log.error("handler_import_failed", reason=f"{type(error).__name__}: {error}", traceback=trace(error))
+            os._exit(_exit_code(error) if isinstance(error, SystemExit) else 1)
+        # It may have set one, which would wake whoever has the other end.
+        signal.set_wakeup_fd(-1)
+        gc.freeze()
+        _say(self._channel, report(Word.READY))
+
     def take(self) -> Connection | None:
         """Wait for a connection; None: there will be none any more."""
+        end = self._channel
         while True:
-            data, fd = receive_with(self._channel, ASSIGNMENT_MAX)
+            data, fd = receive_with(end, ASSIGNMENT_MAX)
             if not data:
                 return None
             session, family, host, port, flow, scope, listener = read_assignment(data)
             if fd is not None:
                 break
             # What made the kernel drop it.
-            _say(self._channel, report(_NACK, session, errno.EMFILE))
-        accepted = socket.socket(family, _SOCK_STREAM, 0, fd)
+            _say(end, report(_NACK, session, errno.EMFILE))
+        accepted = Socket(family, _SOCK_STREAM, 0, fd)
         if family == _AF_INET:
-            peer = Endpoint(family, (host, port), host, port)
-        elif family == _AF_UNIX:
-            peer = Endpoint.unix_peer(accepted)
+            # The most frequent one, without the calls that the others make.
+            peer, shown = Endpoint(family, (host, port), host, port), f"{host}:{port}"
         else:
-            peer = Endpoint.of(family, (host, port, flow, scope))
-        self._title = f"{self._birth.title} {peer}"
-        show(self._title)
-        return Connection(accepted, session, peer, listener, self._birth.options, self)
+            peer = Endpoint.unix_peer(accepted) if family == _AF_UNIX else Endpoint.of(family, (host, port, flow, scope))
+            shown = str(peer)
+        self._title = title = f"{self.name} {shown}"
+        show(title)
+        return Connection(accepted, session, peer, listener, self.options, self)
 
     def serve(self, connection: Connection, last: bool) -> tuple[int, int]:
         """Acknowledge a connection and serve it to its end; return the exit status it asks for and its `Outcome`."""
-        serve = self._birth.serve
-        assert serve is not None
+        handler = self.handler
+        assert handler is not None
         # Before the first byte is read: until then the master can give the client to another worker.
         _say(self._channel, report(_ACK, connection.id))
         if last:
             self._channel.close()
         # A handler expects BrokenPipeError, as everywhere in Python. A function that does nothing gives it that, and unlike
         # SIG_IGN it is not passed on to programs that the handler starts.
-        _signal.signal(_SIGPIPE, _nothing)
-        gc.enable()
+        set_disposition(_SIGPIPE, _nothing)
+        collect_garbage()
         ended = 0, _OK
         try:
-            serve(connection)
+            handler(connection)
             connection.close()
         except BaseException as error:  # whatever it is, it ends this session and nothing else
             ended = self._failed(connection, error)
@@ -236,6 +237,10 @@ class Worker:
                 # The log's stream is closed or full; there is nowhere to say so.
                 continue
         return ended
+
+    def hang_up(self) -> None:
+        """Close the channel to the master; again does no harm."""
+        self._channel.close()
 
     def _failed(self, connection: Connection, error: BaseException) -> tuple[int, int]:
         """Say how a session ended that its handler did not return from, and close its connection."""
@@ -282,9 +287,9 @@ class Worker:
     def _activity(self) -> Activity:
         """Return this worker's own page. Raises OSError when the handler has closed its descriptor before it was needed."""
         if self._page is None:
-            fd = self._birth.activity
+            fd = self.activity
             # The handler may have closed it, and have a file of its own at this number.
-            if file_of(fd) != self._birth.file:
+            if file_of(fd) != self._file:
                 raise OSError(errno.EBADF, "the descriptor of the activity page was closed")
             self._page = Activity(fd, self._slot)
             os.close(fd)
@@ -292,7 +297,7 @@ class Worker:
 
     def stopping(self) -> bool:
         """Say whether a drain has begun."""
-        return self._birth.phase.draining()
+        return self.phase.draining()
 
     def set_status(self, text: str) -> None:
         """Show what the session is doing."""

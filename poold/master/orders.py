@@ -1,0 +1,133 @@
+"""Orders to the mold: how many may be placed, and what becomes of each until its worker is ready or is given up.
+
+Several go in one message, because a message wakes both sides once, however many orders there are in it.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from poold import channel
+from poold.channel import Wire
+from poold.log import log
+from poold.master.births import Births
+from poold.master.children import Child, ChildTable
+from poold.master.current import Current
+from poold.master.ladder import Ladder
+from poold.master.loop import Loop
+from poold.words import Failure, Kind
+
+# Births under way at one time: more would only queue up in the mold.
+BIRTHS_MAX = 64
+
+
+class Orders:
+    """Places orders, and settles those that no worker comes of."""
+
+    def __init__(self, *, current: Current, loop: Loop, table: ChildTable, births: Births, ladder: Ladder) -> None:
+        self._current = current
+        self._loop = loop
+        self._table = table
+        self._births = births
+        self._ladder = ladder
+        # Sends orders (slot, incarnation) with a descriptor each to a mold and returns that mold; raises OSError. Set by the molds' keeper.
+        self.send: Callable[[Sequence[tuple[int, int]], Sequence[int]], Child] | None = None
+        # Told that a worker has said something.
+        self.on_readable: Callable[[Child], object] = lambda child: None
+        self.stopping = False
+
+    def left(self) -> int:
+        """Return how many may be placed now: the cap, and no failure to recover from."""
+        throttle = self._births.throttle
+        if self.stopping or self.send is None or (throttle.delay and not throttle.open(self._loop.clock())):
+            return 0
+        below_cap = self._current.config.pool.max_children - self._table.workers
+        return max(0, min(below_cap, BIRTHS_MAX - len(self._births.open)))
+
+    def coming(self) -> int:
+        """Return how many workers are on their way that will serve: those of older settings leave as soon as they are ready."""
+        return self._births.by_generation[self._current.generation]
+
+    def place(self, count: int) -> None:
+        """Order so many workers, as far as they can be ordered; several in one message, which spares both sides a wake-up each."""
+        while count > 0:
+            asked = min(count, channel.ORDERS_MAX)
+            if self._place(asked) < asked:
+                return
+            count -= asked
+
+    def _place(self, count: int) -> int:
+        """Claim slots for that many workers and order them with one message; return how many were ordered."""
+        assert self.send is not None
+        claimed: list[Child] = []
+        theirs: list[Wire] = []
+        try:
+            for _ in range(count):
+                claimed.append(self._claim(theirs))  # noqa: PERF401 -- those that were claimed before one fails are kept
+        except OSError as error:
+            self._failed(error.errno or 0, "no descriptors for a channel")
+        try:
+            if claimed:
+                mold = self.send([(child.slot, child.incarnation) for child in claimed], [end.fileno() for end in theirs])
+        except OSError as error:
+            for child in claimed:
+                self.forget(child)
+            claimed.clear()
+            self._failed(error.errno or 0, "the mold cannot be reached")
+        for end in theirs:
+            end.close()
+        for child in claimed:
+            child.mold = mold
+            self._births.begin(child)
+            self._ladder.within(child, self._birth_seconds(), partial(self._not_ready, child))
+        return len(claimed)
+
+    def _claim(self, theirs: list[Wire]) -> Child:
+        """Claim a slot for a worker with a channel, whose other end is added to `theirs`. Raises OSError, with nothing claimed."""
+        child = self._table.claim(Kind.WORKER, generation=self._current.generation, now=self._loop.clock())
+        try:
+            child.channel, end = channel.pair()
+            theirs.append(end)
+            self._loop.watch(child.channel, partial(self.on_readable, child))
+        except OSError:
+            if child.channel is not None:
+                theirs.pop().close()
+            self.forget(child)
+            raise
+        return child
+
+    def _birth_seconds(self) -> float:
+        """Return how long an ordered worker may take until it is ready."""
+        config = self._current.config
+        return config.timeouts.startup + (0 if config.pool.preload else config.timeouts.import_)
+
+    def answered(self, slot: int, incarnation: int, pid: int, number: int) -> None:
+        """Take the mold's answer to an order."""
+        child = self._births.answered(slot, incarnation, pid, number)
+        if child is not None:
+            self.forget(child)
+            self._failed(number, "the mold cannot clone")
+
+    def stillborn(self) -> None:
+        """Slow down after a worker that died before it was ready."""
+        self._failed(0, "a worker died before it was ready")
+
+    def _failed(self, number: int, why: str) -> None:
+        self._births.failed(self._loop.clock(), number=number, why=why)
+        # The loop turns again once births may be tried again.
+        self._loop.at(self._births.throttle.until, lambda: None)
+
+    def forget(self, child: Child) -> None:
+        """Give back the slot of a child that was never born."""
+        self._births.close(child)
+        self._ladder.relax(child)
+        self._ladder.close_channel(child)
+        self._table.remove(child)
+
+    def _not_ready(self, child: Child) -> None:
+        self._births.prove(child)
+        log.warning("worker_not_ready", pid=child.pid or None, seconds=self._loop.clock() - child.claimed_at)
+        if child.pid:
+            self._ladder.expel(child, Failure.STILLBORN)
+        else:
+            self.forget(child)
+            self._failed(0, "an ordered worker never appeared")

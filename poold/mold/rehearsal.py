@@ -1,0 +1,132 @@
+"""A worker's life, played through in the mold, where it costs once what it would cost in every worker.
+
+The interpreter writes while it runs code for the first times: counters and inline caches beside the code (PEP 659), version tags
+and the cache of types, and the objects it makes settle in pools of memory. In a worker each such write copies a page of the mold's.
+What has been run before the clone is written before it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+from functools import partial
+
+from poold import channel
+from poold.channel import Assignment
+from poold.mold.clone import SCOUT_ARGUMENTS, clone_worker, ended_well
+from poold.mold.orders import work_off
+from poold.mold.scout import Survey, possible
+from poold.title import set_title
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+    from poold.connection import Connection
+    from poold.mold.scout import Call
+    from poold.worker.main import Worker
+
+# Code is specialized after 8 to 16 runs (CPython 3.11 to 3.13).
+RUNS = 20
+# What many a handler asks for first. Given back, it stays at the top of the C library's heap, and a worker need not ask the kernel.
+FIRST_BUFFER = 65536
+
+
+class Stage:
+    """Puts a worker where nothing it does has an effect, and takes it back; a context manager."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._kept = {name: getattr(worker, name) for name in ("handler", "mold", "master", "ready", "setsid", "leave")}
+        self._collecting = gc.isenabled()
+        self._pipe_signal = signal.getsignal(signal.SIGPIPE)
+
+    def __enter__(self) -> None:
+        worker = self._worker
+        worker.handler, worker.ready, worker.setsid, worker.leave = _serve, True, _nothing, _stay
+
+    def __exit__(self, *exception: object) -> None:
+        for name, value in self._kept.items():
+            setattr(self._worker, name, value)
+        signal.signal(signal.SIGPIPE, self._pipe_signal)
+        if not self._collecting:
+            gc.disable()
+        set_title("mold")
+
+
+class Scene:
+    """One life, with everything in it that a worker will ask for, and then the end of each channel."""
+
+    def __init__(self, worker: Worker, number: int) -> None:
+        self.to_mold, self.mold = channel.pair()
+        self.to_worker, self.theirs = channel.pair()
+        self.near, self.far = socket.socketpair()
+        worker.mold = os.dup(self.mold.fileno())
+        channel.send_orders(self.to_mold, [(0, number)], [self.theirs.fileno()])
+        self.to_mold.shutdown(socket.SHUT_WR)
+        assignment = Assignment(session=number, family=socket.AF_INET, host="127.0.0.1", port=number, flow=0, scope=0, listener="rehearsal")
+        channel.send_with(self.to_worker, assignment.pack(), self.near.fileno())
+        self.to_worker.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Clear up."""
+        for end in (self.to_mold, self.mold, self.to_worker, self.theirs, self.near, self.far):
+            end.close()
+
+
+def rehearse(worker: Worker) -> None:
+    """Serve connections to nobody, with a handler that does nothing; worker and process are afterwards as they were."""
+    if worker.command is not None:
+        return
+    with Stage(worker):
+        for number in range(1, RUNS + 1):
+            scene = Scene(worker, number)
+            work_off(scene.mold, _be_cloned, worker)
+            worker.hang_up()
+            scene.close()
+    bytearray(FIRST_BUFFER)
+
+
+def scout(worker: Worker) -> list[Call]:
+    """Return the system calls that take the pages a worker needs; none where it cannot be found out. To be called with one thread only.
+
+    After everything that changes this process's memory.
+    """
+    if worker.command is not None or not possible():
+        return []
+    try:
+        survey = Survey()
+    except OSError:
+        # No /proc, or no memory for it: workers take their pages one by one.
+        return []
+    # What is done for the first time takes more pages than what was done before.
+    for _ in range(RUNS):
+        survey.note(os.devnull)
+    with Stage(worker):
+        scene = Scene(worker, RUNS + 1)
+        worker.master, worker.leave = os.getpid(), survey.tell
+        work_off(scene.mold, partial(clone_worker, SCOUT_ARGUMENTS), worker)
+        answered = channel.receive_mold_report(scene.to_mold)
+        os.close(worker.mold)
+        scene.close()
+    assert answered is not None
+    _, _, pid, _ = answered.answers[0]
+    found = pid > 0 and ended_well(pid)
+    calls = survey.calls()
+    return calls if found else []
+
+
+def _be_cloned() -> int:
+    return 0
+
+
+def _serve(connection: Connection) -> None:
+    """Do nothing with a connection."""
+
+
+def _nothing() -> None:
+    """Do not lead a session: the mold does already, and may not do it twice (setsid(2))."""
+
+
+def _stay(code: int) -> None:
+    """Do not end."""
