@@ -4,7 +4,7 @@ All are SOCK_SEQPACKET pairs: a message arrives whole or not at all, with its de
 comes from a child is gossip: bounded, checked, and about that child alone, because who speaks is known by the channel.
 
 Master → mold    Orders, at most `ORDERS_MAX`: each slot, incarnation; descriptors: for each the worker's end of a new channel
-Mold → master    Hello: version · Ready: threads (0 or 1) · Failed: text · Answers: for each order slot, incarnation, pid, errno
+Mold → master    Hello: version · Ready: threads (0 or 1) · Failed: text · Answer: the orders, and for each a pid or an errno
 Master → worker  Assignment: session, family, peer, listener; descriptor: the connection. EOF: leave
 Worker → master  Report: BORN version, ready (0 or 1) · READY · ACK session · NACK session, errno · EXEC session ·
                  NOEXEC session, errno · DONE session, outcome
@@ -192,9 +192,12 @@ class MoldWord(IntEnum):
 
 
 _ORDER = struct.Struct("<II")
-_ANSWER = struct.Struct("<BxxxIIii")
-_ORDERS_SIZE = _ORDER.size * ORDERS_MAX
-_MOLD_ANSWER = int(MoldWord.ANSWER)
+ORDER_SIZE, FD_SIZE = _ORDER.size, _DESCRIPTOR.size
+_ORDERS_SIZE = ORDER_SIZE * ORDERS_MAX
+_MOLD_HEAD = struct.Struct("<Bxxxi")
+# An answer is this head, the message with the orders, and for each of them what was made: a pid, or an errno below 0.
+ANSWER_HEAD = _MOLD_HEAD.pack(MoldWord.ANSWER, 0)
+MADE = struct.Struct("<i")
 
 
 class MoldReport:
@@ -217,35 +220,44 @@ def send_orders(end: Wire, orders: Iterable[tuple[int, int]], fds: Iterable[int]
     send_with(end, b"".join([_ORDER.pack(slot, incarnation) for slot, incarnation in orders]), *fds)
 
 
-def receive_orders(end: Wire) -> tuple[list[tuple[int, int]], list[int]]:
-    """Wait for orders: slot and incarnation of each, and their descriptors, which the caller then owns; no order is EOF.
+def receive_orders(end: Wire) -> tuple[bytes, bytes]:
+    """Wait for orders, and return the message and its descriptors, which the caller then owns, as bytes; no message is EOF.
 
-    Where the kernel has dropped descriptors (recvmsg(2), MSG_CTRUNC), the last orders have none.
+    Order `n` is at `n * ORDER_SIZE`, its descriptor at `n * FD_SIZE`; where the kernel has dropped descriptors (recvmsg(2),
+    MSG_CTRUNC), the last orders have none. Bytes, because a mold writes to as few pages as it can between two clones.
     """
     data, ancillary, _, _ = end.recvmsg(_ORDERS_SIZE, _DESCRIPTORS_SPACE, _MSG_CMSG_CLOEXEC)
-    return list(_ORDER.iter_unpack(data)), memoryview(ancillary[0][2]).cast("i").tolist() if ancillary else []
+    return data, ancillary[0][2] if ancillary else b""
 
 
-def answers(orders: list[tuple[int, int]], made: list[int]) -> bytes:
-    """Return the bytes of a mold's answers to the orders of one message: of each the pid that was made, or an errno below 0."""
-    parts = zip(orders, made, strict=True)
-    return b"".join([_ANSWER.pack(_MOLD_ANSWER, slot, incarnation, max(0, pid), max(0, -pid)) for (slot, incarnation), pid in parts])
+def read_slot(orders: bytes, number: int) -> int:
+    """Return the slot of an order."""
+    slot: int = _ORDER.unpack_from(orders, number * ORDER_SIZE)[0]
+    return slot
 
 
 def mold_report(word: MoldWord, *, number: int = 0, text: str = "") -> bytes:
-    """Return the bytes of anything else that a mold says."""
-    return _ANSWER.pack(word, 0, 0, 0, number) + text.encode("utf-8", "backslashreplace")[:MOLD_TEXT_MAX]
+    """Return the bytes of what a mold says, but for its answers."""
+    return _MOLD_HEAD.pack(word, number) + text.encode("utf-8", "backslashreplace")[:MOLD_TEXT_MAX]
 
 
 def receive_mold_report(end: Wire) -> MoldReport | None:
     """Return what a mold said next; None is EOF. Raises BlockingIOError when there is nothing, ProtocolError, OSError."""
-    data = end.recv(_ANSWER.size + MOLD_TEXT_MAX)
+    data = end.recv(_MOLD_HEAD.size + MOLD_TEXT_MAX)
     if not data:
         return None
-    word = data[0]
-    if word == _MOLD_ANSWER and not len(data) % _ANSWER.size:
-        return MoldReport(MoldWord.ANSWER, number=0, text="", answers=[parts[1:] for parts in _ANSWER.iter_unpack(data)])
-    if len(data) < _ANSWER.size or not MoldWord.HELLO <= word <= MoldWord.FAILED:
-        raise ProtocolError(f"a mold's message {word} of {len(data)} bytes does not exist")
-    text = data[_ANSWER.size :].decode("utf-8", "replace")
-    return MoldReport(MoldWord(word), number=_ANSWER.unpack_from(data)[4], text=text, answers=[])
+    if len(data) < _MOLD_HEAD.size or not MoldWord.HELLO <= data[0] <= MoldWord.ANSWER:
+        raise ProtocolError(f"a mold's message {data[0]} of {len(data)} bytes does not exist")
+    word, number = _MOLD_HEAD.unpack_from(data)
+    rest = data[_MOLD_HEAD.size :]
+    if word == MoldWord.ANSWER:
+        return MoldReport(MoldWord.ANSWER, number=number, text="", answers=_read_answers(rest))
+    return MoldReport(MoldWord(word), number=number, text=rest.decode("utf-8", "replace"), answers=[])
+
+
+def _read_answers(data: bytes) -> list[tuple[int, int, int, int]]:
+    count, odd = divmod(len(data), ORDER_SIZE + FD_SIZE)
+    if odd:
+        raise ProtocolError(f"answers of {len(data)} bytes")
+    orders, made = _ORDER.iter_unpack(data[: count * ORDER_SIZE]), MADE.iter_unpack(data[count * ORDER_SIZE :])
+    return [(slot, incarnation, max(0, pid), max(0, -pid)) for (slot, incarnation), (pid,) in zip(orders, made, strict=True)]

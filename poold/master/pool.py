@@ -129,7 +129,7 @@ class Pool:
 
     def hear_out(self, child: Child) -> None:
         """Read all that a worker whose exit was seen still has to say: a session that was served must not be served twice."""
-        while self.read(child):
+        while child.channel is not None and self.read(child):
             # A zombie's channel holds a bounded number of words (socket(7), SO_SNDBUF).
             continue
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from errno import EAGAIN, EMFILE
 from os import close
 from socket import MSG_NOSIGNAL
+from sys import byteorder
 
-from poold.channel import answers, receive_orders
+from poold.channel import ANSWER_HEAD, FD_SIZE, MADE, ORDER_SIZE, receive_orders
 from poold.worker.main import live
 
 TYPE_CHECKING = False
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # without loading typing, whose weight every worker would car
     from poold.worker.main import Worker
 
 _MSG_NOSIGNAL = int(MSG_NOSIGNAL)
+pack, from_bytes = MADE.pack, int.from_bytes
 
 
 def work_off(end: Wire, clone_worker: Callable[[], int], worker: Worker) -> None:
@@ -28,8 +30,9 @@ def work_off(end: Wire, clone_worker: Callable[[], int], worker: Worker) -> None
         orders, fds = receive_orders(end)
         if not orders:
             return
-        made: list[int] = []
-        for fd in fds:
+        made = b""
+        for at in range(0, len(fds), FD_SIZE):
+            fd = from_bytes(fds[at : at + FD_SIZE], byteorder)
             try:
                 pid = clone_worker()
             except OSError as error:
@@ -37,12 +40,12 @@ def work_off(end: Wire, clone_worker: Callable[[], int], worker: Worker) -> None
             if pid:
                 close(fd)
             else:
-                live(worker, orders[len(made)][0], fd, fds[len(made) + 1 :])
-            made.append(pid)
+                live(worker, orders, fds, at)
+            made += pack(pid)
         # What made the kernel drop the last descriptors.
-        made += [-EMFILE] * (len(orders) - len(fds))
+        made += pack(-EMFILE) * (len(orders) // ORDER_SIZE - len(fds) // FD_SIZE)
         try:
-            end.send(answers(orders, made), _MSG_NOSIGNAL)
+            end.send(ANSWER_HEAD + orders + made, _MSG_NOSIGNAL)
         except BrokenPipeError:
             # The master has let go of this mold, or is gone.
             return

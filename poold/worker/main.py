@@ -21,10 +21,11 @@ from _signal import signal as set_disposition  # type: ignore[import-not-found] 
 from gc import enable as collect_garbage
 from os import close
 from socket import socket as Socket  # noqa: N812 -- as a name of its own: a module on the way would be another page to copy
+from sys import byteorder
 
 from poold import __version__, channel
 from poold.address import Endpoint
-from poold.channel import Outcome, Wire, Word, read_assignment, receive_with, report
+from poold.channel import FD_SIZE, Outcome, Wire, Word, read_assignment, read_slot, receive_with, report
 from poold.connection import Connection
 from poold.log import log, trace
 from poold.pages import Activity
@@ -50,6 +51,7 @@ _MSG_NOSIGNAL = int(socket.MSG_NOSIGNAL)
 _ACK, _NACK, _DONE = int(Word.ACK), int(Word.NACK), int(Word.DONE)
 _OK, _EXIT, _CLIENT_GONE = int(Outcome.OK), int(Outcome.EXIT), int(Outcome.CLIENT_GONE)
 _SPARE = titled("spare")
+from_bytes = int.from_bytes
 
 
 def file_of(fd: int) -> tuple[int, int]:
@@ -58,14 +60,14 @@ def file_of(fd: int) -> tuple[int, int]:
     return info.st_dev, info.st_ino
 
 
-def live(worker: Worker, slot: int, fd: int, siblings: list[int]) -> None:
-    """Be the worker in this slot until the end of the process. To be called in the clone.
+def live(worker: Worker, orders: bytes, fds: bytes, at: int) -> None:
+    """Be the worker of one of these orders until the end of the process. To be called in the clone.
 
-    `fd` is its end of the channel to the master, `siblings` are descriptors that it has by chance.
+    The descriptor at `at` is its end of the channel to the master, those that come later it has by chance (`poold.channel`).
     """
     code = 70
     try:
-        code = worker.live(slot, fd, siblings)
+        code = worker.live(orders, fds, at)
     except SystemExit as leaving:
         code = _exit_code(leaving)
     except BaseException as error:
@@ -148,20 +150,18 @@ class Worker:
         self._title = ""
         self._page: Activity | None = None
 
-    def live(self, slot: int, fd: int, siblings: list[int]) -> int:
-        """Become a process of one's own, serve until the master closes the channel or the last connection is served; return the status.
-
-        `fd` is this end of the channel to the master; `siblings` are those of workers whose turn comes after this one's.
-        """
+    def live(self, orders: bytes, fds: bytes, at: int) -> int:
+        """Become a process of one's own, serve until the master closes the channel or the last connection is served; return the status."""
         close(self.mold)
-        for sibling in siblings:
-            close(sibling)
+        fd = from_bytes(fds[at : at + FD_SIZE], byteorder)
+        for later in range(at + FD_SIZE, len(fds), FD_SIZE):
+            close(from_bytes(fds[later : later + FD_SIZE], byteorder))
         setsid = self.setsid
         setsid()
         if not die_with(self.master):
             return 0
         show(_SPARE)
-        self._slot = slot
+        self._slot = read_slot(orders, at // FD_SIZE)
         self._channel = end = Wire(_AF_UNIX, _SOCK_SEQPACKET, 0, fd)
         _say(end, self.born)
         if not self.ready:
