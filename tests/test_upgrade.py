@@ -15,7 +15,7 @@ import pytest
 
 import poold as package
 from tests.faultkit import frozen, needs_strace, traced
-from tests.support import Client, Daemon, alive, children_of, eventually, free_port, open_files, signal_masks, title
+from tests.support import Client, Daemon, alive, children_of, eventually, free_port, open_files, signal_masks, take_orphans, title
 
 Poold = Callable[..., Daemon]
 SOURCE = Path(package.__file__).parent
@@ -453,15 +453,14 @@ def test_a_new_program_that_fails(copied: Callable[..., tuple[Daemon, Path]], fa
     takeover = installed / "master" / "takeover.py"
     text = takeover.read_text()
     takeover.write_text(text.replace("    tally.resume(", f"    import os; {fault}\n    tally.resume(", 1))
-    before = set(children_of(os.getpid()))
+    before = children_of(os.getpid())
     with daemon.connect() as client:
         client.ask("pid")
         # It is closed without an answer.
         assert upgrade(daemon).returncode == 3
         assert daemon.wait() == status
         # Whom the master has left fell to this process, as they would to init.
-        for pid in set(children_of(os.getpid())) - before:
-            os.waitpid(pid, 0)
+        take_orphans(before)
         assert client.rest() == b""
     assert status != 70 or "no luck" in daemon.event("upgrade_failed")["reason"]
     daemon.control.unlink(missing_ok=True)
