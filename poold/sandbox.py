@@ -20,6 +20,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 # Looked up and made once, before any clone. PyDLL, because a call that keeps the interpreter's lock touches less, and prctl does not wait.
 _call_prctl = ctypes.PyDLL(None, use_errno=True).prctl
 _DEATH = (ctypes.c_int(_PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGTERM), None, None, None)
+_END = (ctypes.c_int(_PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGKILL), None, None, None)
 _ADOPTION = (ctypes.c_int(_PR_SET_CHILD_SUBREAPER), ctypes.c_ulong(1), None, None, None)
 
 
@@ -57,10 +58,22 @@ def become_identity(identity: dict[str, Any] | None) -> None:
 def die_with(parent: int) -> bool:
     """Get TERM when the parent dies, and say whether it still lives: it may have died before this call (prctl(2)).
 
-    To be called after the last change of user, which clears it.
+    To be called after the last change of user, which clears it. `parent` must be the parent's own word for its pid: after its death
+    getppid() gives another's, who may live for ever.
     """
     _prctl(_DEATH)
     return os.getppid() == parent
+
+
+def vanish_with(parent: int | None) -> None:
+    """Be killed when the parent dies, or end now if it has: for processes without clients, which may be deaf to anything gentler.
+
+    An import or a name service may hang for minutes, and code that is being imported may have caught TERM. None: the parent is of
+    an older version, which does not say who it is.
+    """
+    _prctl(_END)
+    if parent is not None and os.getppid() != parent:
+        os._exit(0)
 
 
 def adopt_orphans() -> None:

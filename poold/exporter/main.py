@@ -1,7 +1,7 @@
 """Answers scrapers over HTTP, a few at a time, and never waits long for anybody.
 
 It asks the master on the lifeline before it answers, waits a moment, and answers from what was published last if there is no
-reply: a master that is busy or stopped is still measured. EOF on the lifeline ends the process.
+reply: a master that is busy or stopped is still measured. EOF on the lifeline asks it to leave; it does not outlive the master.
 
     /metrics   everything; /healthz   200 while the master's loop turns; /readyz   200 while it accepts, or has within 5 s
 """
@@ -278,6 +278,7 @@ def main() -> None:
     view = CountersView(fds["counters"])
     os.close(fds["counters"])
     sandbox.become_identity(settings["identity"])
+    sandbox.vanish_with(settings.get("master"))
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     lifeline = Lifeline(socket.socket(fileno=fds["lifeline"]))
     listener = socket.socket(fileno=fds["listener"])

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 
-from poold import channel
+from poold import channel, sandbox
 from poold.channel import Assignment
 from poold.title import set_title
 from poold.worker.main import Birth, Worker, settle
@@ -38,6 +38,8 @@ def rehearse(birth: Birth) -> None:
     finally:
         birth.serve = serve
         signal.signal(signal.SIGPIPE, pipe_signal)
+        # A worker asks for something gentler than its mold.
+        sandbox.vanish_with(birth.master)
         if not collecting:
             gc.disable()
         set_title("mold")
