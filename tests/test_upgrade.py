@@ -2,13 +2,10 @@
 
 import json
 import os
-import shutil
 import signal
-import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,21 +13,7 @@ import pytest
 import poold as package
 from tests.faultkit import frozen, needs_strace, traced
 from tests.support import Client, Daemon, alive, children_of, eventually, free_port, open_files, signal_masks, take_orphans, title
-
-Poold = Callable[..., Daemon]
-SOURCE = Path(package.__file__).parent
-
-
-def upgrade(daemon: Daemon) -> subprocess.CompletedProcess[str]:
-    """Ask for an upgrade and wait for its result."""
-    return daemon.cli("upgrade", "--socket", str(daemon.control))
-
-
-def upgraded(daemon: Daemon) -> None:
-    """Have an upgrade applied."""
-    done = upgrade(daemon)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("applied, generation")
+from tests.upgradekit import Poold, install, path_of, upgrade, upgraded, visitors
 
 
 def refused(daemon: Daemon, *words: str) -> None:
@@ -49,42 +32,14 @@ def refused(daemon: Daemon, *words: str) -> None:
         assert client.ask("echo as before") == "as before"
 
 
-@contextmanager
-def visitors(daemon: Daemon, count: int = 2) -> Iterator[list[str]]:
-    """Be clients that come and go all the time, and note what becomes of each."""
-    stop, outcomes = threading.Event(), list[str]()
-
-    def come_and_go(number: int) -> None:
-        visit = 0
-        while not stop.is_set():
-            visit += 1
-            try:
-                with daemon.connect() as client:
-                    nonce = f"{number}-{visit}"
-                    outcomes.append("served" if client.ask(f"echo {nonce}") == nonce else "wrong")
-            except OSError as error:
-                outcomes.append(f"lost: {error}")
-
-    threads = [threading.Thread(target=come_and_go, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield outcomes
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-
-
 @pytest.fixture
 def copied(tmp_path: Path, poold: Poold) -> Callable[..., tuple[Daemon, Path]]:
     """Return a function that starts a daemon from a copy of the package, which the test may change."""
 
     def start(*, before: Callable[[Path], object] = lambda installed: None, **arguments: object) -> tuple[Daemon, Path]:
-        copy = tmp_path / "installed"
-        shutil.copytree(SOURCE, copy / "poold", ignore=shutil.ignore_patterns("__pycache__"))
-        before(copy / "poold")
-        return poold(**arguments).start(environ={"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}), copy / "poold"
+        installed = install(tmp_path / "installed")
+        before(installed)
+        return poold(**arguments).start(environ=path_of(installed)), installed
 
     return start
 
