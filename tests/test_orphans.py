@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faultkit import Poold, exporter_of, mold_of, needs_strace, state, traced
-from tests.support import Daemon, children_of, eventually, take_orphans
+from tests.faultkit import Poold, exporter_of, mold_of, needs_root, needs_strace, state, traced
+from tests.support import Client, Daemon, children_of, eventually, free_port, take_orphans, title
 
 COLD = {"pool.min_spare": 0, "pool.max_spare": 0}
 # Never to be reached: whoever is held is let go when the tracer ends.
@@ -41,6 +41,67 @@ def newcomer(daemon: Daemon, before: list[int]) -> int:
         return [pid for pid in children_of(daemon.pid) if pid not in before and state(pid) == "t"]
 
     return eventually(held, "a child that is held")[0]
+
+
+def test_many_sessions(poold: Poold) -> None:
+    """When a master is killed its fifty sessions end with it, and another one listens on the same port at once."""
+    port = free_port()
+    arguments = {"options": {"pool.max_children": 60}, "settings": f'[[listener]]\naddress = "tcp://127.0.0.1:{port}"\n'}
+    daemon = poold(**arguments).start(laws=False)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(("127.0.0.1", port))) for _ in range(50)]
+        for client in clients:
+            client.ask("pid")
+        with orphaned(daemon):
+            murder(daemon)
+        assert {client.rest() for client in clients} == {b""}
+        poold(**arguments).start(laws=False)
+        with Client(("127.0.0.1", port)) as client:
+            assert client.ask("echo another") == "another"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"server.user": "nobody"}, id="another user", marks=needs_root),
+        pytest.param({"pool.preload": False}, id="not preloaded"),
+        pytest.param({"pool.connections_per_child": 0}, id="many sessions"),
+        pytest.param({"server.handler": None, "server.command": ["cat"]}, id="command"),
+        pytest.param(
+            {"server.handler": None, "server.command": ["cat"], "server.user": "nobody"}, id="another's command", marks=needs_root
+        ),
+    ],
+)
+@pytest.mark.parametrize("upgrades", [0, 1])
+def test_every_kind_of_worker(poold: Poold, options: dict[str, object], upgrades: int) -> None:
+    """A session ends with the master, whatever serves it and whoever it is, also when it is older than the master's program."""
+    daemon = poold(options={"pool.min_spare": 1, "server.handler": "poold.handlers.echo:serve", "server.path": ["/"], **options})
+    daemon.start(laws=False)
+    with daemon.connect() as client:
+        assert client.ask("hello") == "hello"
+        for generation in range(2, 2 + upgrades):
+            daemon.kill(signal.SIGUSR2)
+            daemon.event("upgrade_applied", generation=generation)
+            assert client.ask("hello") == "hello"
+        with orphaned(daemon):
+            murder(daemon)
+        assert client.rest() == b""
+
+
+@needs_strace
+def test_master_that_becomes_another_program(poold: Poold) -> None:
+    """A master that is killed right after the exec of an upgrade, before the new program's first step, leaves nobody either."""
+    daemon = poold(options={"pool.min_spare": 1}).start(laws=False)
+    with daemon.connect() as client, orphaned(daemon):
+        client.ask("pid")
+        # The first call that an interpreter makes.
+        with traced(daemon.folder, daemon.pid, f"inject=getrandom:delay_enter={HELD}"):
+            daemon.kill(signal.SIGUSR2)
+            eventually(lambda: state(daemon.pid) == "t" and "successor" in title(daemon.pid), "the new program is held")
+            daemon.kill(signal.SIGKILL)
+        # Only now: its tracer comes first.
+        daemon.wait()
+        assert client.rest() == b""
 
 
 @needs_strace

@@ -13,7 +13,7 @@ import pytest
 import poold as package
 from tests.faultkit import frozen, needs_strace, traced
 from tests.support import Client, Daemon, alive, children_of, eventually, free_port, open_files, signal_masks, take_orphans, title
-from tests.upgradekit import Poold, install, path_of, upgrade, upgraded, visitors
+from tests.upgradekit import Poold, inheritable, install, path_of, upgrade, upgraded, visitors
 
 
 def refused(daemon: Daemon, *words: str) -> None:
@@ -184,6 +184,7 @@ def test_new_code_and_settings_are_live(copied: Callable[..., tuple[Daemon, Path
         assert done.returncode == 0, done.stderr
         assert f"{package.__version__} → 99.9.9, 1 sessions go on" in done.stdout
         assert daemon.ask("status")["version"] == "99.9.9"
+        daemon.metric("poold_build_info", 1, version="99.9.9")
         assert daemon.ask("status")["children_max"] == 9
         assert old.ask("echo old") == "old"
         with daemon.connect() as new:
@@ -248,7 +249,7 @@ def test_missing_interpreter(poold: Poold, tmp_path: Path, monkeypatch: pytest.M
 
 
 @needs_strace
-@pytest.mark.parametrize("error", ["ENOENT", "ENOMEM", "E2BIG", "ETXTBSY"])
+@pytest.mark.parametrize("error", ["ENOENT", "EACCES", "ENOMEM", "E2BIG", "ETXTBSY"])
 def test_exec_that_fails(poold: Poold, error: str) -> None:
     """An exec that fails at the last moment is undone: sessions, newcomers, signals and descriptors are as before."""
     daemon = poold(options={"pool.min_spare": 1}).start(laws=False)
@@ -269,6 +270,7 @@ def test_exec_that_fails(poold: Poold, error: str) -> None:
         daemon.metric("poold_children", 1, kind="worker", state="spare")
         eventually(lambda: len(open_files(daemon.master)) == before, "the baseline of descriptors")
         assert signal_masks(daemon.master) == masks
+        assert inheritable(daemon.master) == {}
         upgraded(daemon)
         assert client.ask("echo again") == "again"
 
@@ -402,7 +404,8 @@ def test_a_new_program_that_fails(copied: Callable[..., tuple[Daemon, Path]], fa
         signals = installed / "master" / "signals.py"
         signals.write_text(signals.read_text().replace("UPGRADE_SECONDS = 20", "UPGRADE_SECONDS = 1"))
 
-    daemon, installed = copied(before=impatient)
+    own = f'[[listener]]\naddress = "tcp://127.0.0.1:{free_port()}"\n[[listener]]\naddress = "systemd://main"\nname = "main"\n'
+    daemon, installed = copied(before=impatient, settings=own)
     if daemon.keeper is not None:
         daemon.keeper.close()
     takeover = installed / "master" / "takeover.py"
@@ -418,6 +421,8 @@ def test_a_new_program_that_fails(copied: Callable[..., tuple[Daemon, Path]], fa
         take_orphans(before)
         assert client.rest() == b""
     assert status != 70 or "no luck" in daemon.event("upgrade_failed")["reason"]
+    # The service manager keeps the listeners for the next start.
+    assert [message for message in daemon.notify.poll() if "FDSTOREREMOVE" in message] == []
     daemon.control.unlink(missing_ok=True)
 
 

@@ -13,9 +13,8 @@ import pytest
 
 from tests.faultkit import Poold, held, mischievous, needs_root, needs_strace, spares_of, traced
 from tests.support import Client, Daemon, eventually, free_port, open_files
-from tests.upgradekit import install, path_of, upgraded
+from tests.upgradekit import inheritable, install, path_of, upgraded
 
-CLOEXEC = os.O_CLOEXEC
 # Writes down what each fresh interpreter was started with, for who looks from outside: a title hides it in /proc.
 RECORDER = """
 import json, os, sys
@@ -23,20 +22,6 @@ if folder := os.environ.get("RECORD"):
     with open(f"{folder}/{os.getpid()}-{len(os.listdir(folder))}", "w") as file:
         json.dump([sys.orig_argv, dict(os.environ)], file)
 """
-
-
-def inheritable(pid: int) -> dict[int, str]:
-    """Return the descriptors of a process that a program it executes would get, but for the standard streams."""
-    found = {}
-    for fd, file in open_files(pid).items():
-        try:
-            lines = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines()
-        except FileNotFoundError:
-            continue
-        flags = next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
-        if fd > 2 and not flags & CLOEXEC:
-            found[fd] = file
-    return found
 
 
 def process(pid: int) -> dict[str, Any]:

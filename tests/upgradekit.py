@@ -1,5 +1,6 @@
 """What tests of the upgrade have in common: it is asked for, clients come and go meanwhile, and the installed code can be changed."""
 
+import os
 import shutil
 import subprocess
 import threading
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import poold as package
-from tests.support import Daemon
+from tests.support import Daemon, open_files
 
 Poold = Callable[..., Daemon]
 SOURCE = Path(package.__file__).parent
@@ -69,3 +70,17 @@ def mend(file: Path, old: str, new: str) -> None:
     text = file.read_text()
     assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {file.name}"
     file.write_text(text.replace(old, new))
+
+
+def inheritable(pid: int) -> dict[int, str]:
+    """Return the descriptors of a process that a program it executes would get, but for the standard streams."""
+    found = {}
+    for fd, file in open_files(pid).items():
+        try:
+            lines = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines()
+        except FileNotFoundError:
+            continue
+        flags = next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
+        if fd > 2 and not flags & os.O_CLOEXEC:
+            found[fd] = file
+    return found
