@@ -132,7 +132,17 @@ class Exporter:
         if not self._places.acquire(blocking=False):
             _turn_away(client)
             return
-        threading.Thread(target=self._answer, args=(client,), daemon=True).start()
+        # A deadline for the whole exchange, whatever comes byte by byte: the shutdown wakes whoever waits for the scraper.
+        timer = threading.Timer(REQUEST_SECONDS, _shut, args=(client,))
+        timer.daemon = True
+        try:
+            timer.start()
+            threading.Thread(target=self._answer, args=(client, timer), daemon=True).start()
+        except RuntimeError:
+            # At a limit of tasks there is no thread for it; the next scrape may find one.
+            timer.cancel()
+            self._places.release()
+            _turn_away(client)
 
     def finish(self, listener: socket.socket) -> None:
         """Answer who has come by now, within a second."""
@@ -148,11 +158,7 @@ class Exporter:
         for _ in range(CLIENTS_MAX):
             self._places.acquire(timeout=max(0.0, until - time.monotonic()))
 
-    def _answer(self, client: socket.socket) -> None:
-        # A deadline for the whole exchange, whatever comes byte by byte: the shutdown wakes whoever waits for the scraper.
-        timer = threading.Timer(REQUEST_SECONDS, _shut, args=(client,))
-        timer.daemon = True
-        timer.start()
+    def _answer(self, client: socket.socket, timer: threading.Timer) -> None:
         try:
             with client:
                 client.settimeout(REQUEST_SECONDS)
