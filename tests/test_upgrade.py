@@ -13,7 +13,7 @@ import pytest
 import poold as package
 from tests.faultkit import frozen, needs_strace, traced
 from tests.support import Client, Daemon, alive, children_of, eventually, free_port, open_files, signal_masks, take_orphans, title
-from tests.upgradekit import Poold, inheritable, install, path_of, upgrade, upgraded, visitors
+from tests.upgradekit import Poold, inheritable, install, mend, path_of, upgrade, upgraded, visitors
 
 
 def refused(daemon: Daemon, *words: str) -> None:
@@ -192,11 +192,61 @@ def test_new_code_and_settings_are_live(copied: Callable[..., tuple[Daemon, Path
     assert daemon.events("protocol_error") == []
 
 
+def test_a_link_that_is_moved(poold: Poold, tmp_path: Path) -> None:
+    """Where poold runs from behind a link, it is what the link leads to by then that takes over: forth and back."""
+    link, version = tmp_path / "current", package.__version__
+    for number, name in enumerate(("old", "new")):
+        installed = install(tmp_path / name)
+        mend(installed / "__init__.py", f'__version__ = "{version}"', f'__version__ = "{number}.0"')
+    link.symlink_to("old")
+    daemon = poold(options={"pool.min_spare": 1}).start(environ=path_of(link / "poold"))
+    with daemon.connect() as client:
+        pid = client.ask("pid")
+        for name, change in (("new", "0.0 → 1.0"), ("old", "1.0 → 0.0"), ("new", "0.0 → 1.0")):
+            link.unlink()
+            link.symlink_to(name)
+            done = upgrade(daemon)
+            assert change in done.stdout, done
+            assert client.ask("pid") == pid
+            with daemon.connect() as later:
+                assert later.ask("echo served") == "served"
+
+
+def test_mold_that_dies_before_the_upgrade(copied: Callable[..., tuple[Daemon, Path]]) -> None:
+    """Once other code is installed, a mold that dies is not replaced by one of the other version; the upgrade that is due brings one."""
+    daemon, installed = copied(options={"pool.min_spare": 0, "pool.max_spare": 0})
+    mend(installed / "__init__.py", f'__version__ = "{package.__version__}"', '__version__ = "99.9.9"')
+    with daemon.connect() as client:
+        assert client.ask("echo before") == "before"
+        os.kill(daemon.children("mold")[0]["pid"], signal.SIGKILL)
+        hint = 'run "poold upgrade"'
+        eventually(lambda: [each for each in daemon.events("mold_failed") if hint in each["reason"]], "the operator is told")
+        assert client.ask("echo on") == "on"
+        assert upgrade(daemon).returncode == 0
+        with daemon.connect() as later:
+            assert later.ask("echo served") == "served"
+        assert client.ask("echo on") == "on"
+
+
 def test_broken_settings(poold: Poold) -> None:
     """Settings that would not do refuse the upgrade, with every problem."""
     daemon = poold(options={"pool.min_spare": 1}).start()
     daemon.write(options={"pool.max_children": -1, "pool.min_spare": 1})
     refused(daemon, "pool.max_children")
+
+
+def test_settings_that_a_reload_refused(poold: Poold) -> None:
+    """An upgrade reads the settings as a reload does: afterwards those of the file are in force, and that is what is shown."""
+    daemon = poold(options={"pool.min_spare": 1}).start()
+    daemon.write(options={"pool.max_children": -1})
+    assert daemon.cli("reload", "--socket", str(daemon.control)).returncode == 1
+    daemon.metric("poold_config_last_reload_successful", 0)
+    before = daemon.metrics()["poold_config_last_reload_success_timestamp_seconds"]
+    daemon.write(options={"pool.max_children": 99})
+    upgraded(daemon)
+    daemon.metric("poold_config_last_reload_successful", 1)
+    daemon.metric("poold_children_max", 99)
+    assert daemon.metrics()["poold_config_last_reload_success_timestamp_seconds"] > before
 
 
 def test_broken_handler(poold: Poold) -> None:
