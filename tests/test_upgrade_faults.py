@@ -148,6 +148,30 @@ def test_verdict_that_is_none(poold: Poold, tmp_path: Path, written: str, said: 
     forgive(daemon, "loop_error")
 
 
+LATER = """    judge_now = judge.verdict
+    def later(*given, **named):
+        found = judge_now(*given, **named)
+        found["settings"]["pool"]["invented"] = 1
+        return found
+    judge.verdict = later
+"""
+
+
+def test_reload_before_an_upgrade(poold: Poold, tmp_path: Path) -> None:
+    """A reload that is judged by a newer version, which has more settings, is refused with a hint at the upgrade that is due."""
+    installed = install(tmp_path / "installed")
+    daemon = poold(options={"pool.min_spare": 1}).start(environ=path_of(installed))
+    daemon.event("exporter_ready")
+    begin = "    data = json.dumps(judge.verdict("
+    mend(installed / "settings" / "trial.py", begin, LATER + begin)
+    for options in ([], ["--dry-run"], []):
+        done = daemon.cli("reload", *options, "--socket", str(daemon.control))
+        assert (done.returncode, 'run "poold upgrade"' in done.stderr) == (1, True), done
+    upgraded(daemon)
+    with daemon.connect() as client:
+        assert client.ask("echo served") == "served"
+
+
 STORM = """
 import os, signal, sys
 while True:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from poold import __version__
-from poold.errors import ConfigError, Problem
+from poold.errors import OWN_FAULT, ConfigError, Problem
 from poold.log import log
 from poold.master import program, snapshot, state
 from poold.master.deadlines import Deadline
@@ -33,7 +33,6 @@ from poold.words import UpgradeResult
 # How long newcomers are kept waiting for quiet before the upgrade is given up.
 QUIET_SECONDS = 2.0
 TRIAL = "poold.master.rehearsal"
-OWN_FAULT = Problem("", "a fault of poold's own; loop_error has its traceback")
 
 # Told how an upgrade ended: a document for who asked.
 Told = Callable[[dict[str, Any]], object]
