@@ -68,7 +68,7 @@ def test_many_sessions(poold: Poold) -> None:
         pytest.param({"pool.connections_per_child": 0}, id="many sessions"),
         pytest.param({"server.handler": None, "server.command": ["cat"]}, id="command"),
         pytest.param(
-            {"server.handler": None, "server.command": ["cat"], "server.user": "nobody"}, id="another's command", marks=needs_root
+            {"server.handler": None, "server.command": ["/bin/cat"], "server.user": "nobody"}, id="another's command", marks=needs_root
         ),
     ],
 )
