@@ -194,7 +194,8 @@ class MoldWord(IntEnum):
 _ORDER = struct.Struct("<II")
 ORDER_SIZE, FD_SIZE = _ORDER.size, _DESCRIPTOR.size
 _ORDERS_SIZE = ORDER_SIZE * ORDERS_MAX
-_MOLD_HEAD = struct.Struct("<Bxxxi")
+# What a mold says begins with it in every version: an upgrade's mold speaks to a master of the version before.
+_MOLD_HEAD = struct.Struct("<B15xi")
 # An answer is this head, the message with the orders, and for each of them what was made: a pid, or an errno below 0.
 ANSWER_HEAD = _MOLD_HEAD.pack(MoldWord.ANSWER, 0)
 MADE = struct.Struct("<i")

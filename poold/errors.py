@@ -53,6 +53,10 @@ class Problem:
         return f"{where}{self.key}: {self.message}" if self.key else f"{where}{self.message}"
 
 
+# What is told to whoever asked for something that failed in a way that no code expects.
+OWN_FAULT = Problem("", "a fault of poold's own; loop_error has its traceback")
+
+
 class ConfigError(PooldError):
     """The settings cannot be used; carries every problem found, in the order of the file."""
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # without loading typing, whose weight every worker would car
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_SIGTERM = int(signal.SIGTERM)
+_SIGTERM, _SIGKILL = int(signal.SIGTERM), int(signal.SIGKILL)
 # Looked up once, before any clone. PyDLL, because a call that keeps the interpreter's lock touches less, and prctl does not wait. Small
 # numbers go as they are: an object of ctypes for each would be made and thrown away at each call.
 _prctl = ctypes.PyDLL(None, use_errno=True).prctl
@@ -57,11 +57,24 @@ def become_identity(identity: dict[str, Any] | None) -> None:
 def die_with(parent: int) -> bool:
     """Get TERM when the parent dies, and say whether it still lives: it may have died before this call (prctl(2)).
 
-    To be called after the last change of user, which clears it.
+    To be called after the last change of user, which clears it. `parent` must be the parent's own word for its pid: after its death
+    getppid() gives another's, who may live for ever.
     """
     if _prctl(_PR_SET_PDEATHSIG, _SIGTERM, None, None, None):
         raise _failure()
     return getppid() == parent
+
+
+def vanish_with(parent: int | None) -> None:
+    """Be killed when the parent dies, or end now if it has: for processes without clients, which may be deaf to anything gentler.
+
+    An import or a name service may hang for minutes, and code that is being imported may have caught TERM. None: the parent is of
+    an older version, which does not say who it is.
+    """
+    if _prctl(_PR_SET_PDEATHSIG, _SIGKILL, None, None, None):
+        raise _failure()
+    if parent is not None and os.getppid() != parent:
+        os._exit(0)
 
 
 def adopt_orphans() -> None:

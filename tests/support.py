@@ -394,6 +394,13 @@ class Daemon:
         assert self.process is not None
         return self.process.wait(DEADLINE)
 
+    def crash(self) -> None:
+        """Kill the master, and take the exits of all that it leaves behind."""
+        before = children_of(os.getpid())
+        self.kill(signal.SIGKILL)
+        self.wait()
+        take_orphans(before)
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Stop it and return the exit status."""
         if self.process is not None and self.process.poll() is None:
@@ -439,12 +446,19 @@ def toml(value: Any) -> str:
     return json.dumps(value)
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """Return a port that nobody listens on now; for the metrics listener, which cannot be passed."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody listens on now, another one each time; for the metrics listener, which cannot be passed."""
+    while True:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 def stat_fields(pid: int) -> list[str] | None:
@@ -471,6 +485,38 @@ def descendants(pid: int) -> list[int]:
     for child in list(found):
         found += descendants(child)
     return found
+
+
+def take_orphans(before: Iterable[int]) -> None:
+    """Wait for the ends of all that has fallen to this process, and take their exits; what was there before is somebody else's."""
+    known, mine = set(before), os.getpid()
+
+    def left() -> list[int]:
+        return [pid for pid in children_of(mine) if pid not in known]
+
+    def none_left() -> bool:
+        pids = left()
+        for pid in pids:
+            os.waitpid(pid, os.WNOHANG)
+        return not pids
+
+    try:
+        eventually(none_left, "the end of what a master left behind")
+    except AssertionError as error:
+        raise AssertionError("\n".join([str(error), *map(portrait, left())])) from error
+
+
+def portrait(pid: int) -> str:
+    """Return what /proc knows of a process that should not be there."""
+    lines = [f"--- process {pid}"]
+    for name in ("cmdline", "wchan", "syscall", "stack", "status"):
+        try:
+            lines.append(f"{name}: {Path(f'/proc/{pid}/{name}').read_bytes().replace(bytes(1), b' ').decode(errors='replace')}")
+        except OSError as error:
+            lines.append(f"{name}: {error.strerror}")
+    with contextlib.suppress(OSError):
+        lines += [f"{fd}: {file}" for fd, file in open_files(pid).items()]
+    return "\n".join(lines)
 
 
 def alive(pid: int) -> bool:

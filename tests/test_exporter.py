@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faultkit import pids_limit
 from tests.support import DEADLINE, Client, Daemon, LawKeeper, alive, children_of, eventually
 from tests.wirekit import (
     frozen,
@@ -579,3 +580,20 @@ def test_laws_under_load_and_murder(poold: Poold) -> None:
     assert len(ends) >= 50
     assert sum(keeper.scrapes for keeper in keepers) >= 50
     assert [keeper.broken for keeper in keepers] == [[], []]
+
+
+@pytest.mark.parametrize("tasks", [2, 3])
+def test_exporter_at_a_limit_of_tasks(poold: Poold, tasks: int) -> None:
+    """A scrape that no thread can be had for is turned away, and the next one is answered as soon as there is one."""
+    daemon = poold().start(laws=False)
+    daemon.metric("poold_children", 1, kind="exporter", state="serving")
+    pid = exporter(daemon)
+    eventually(lambda: len(os.listdir(f"/proc/{pid}/task")) == 2, "the threads of former scrapes have gone")
+    with pids_limit(pid, tasks) as limit:
+        for _ in range(20):
+            # Turned away with its request unread: it may see a reset instead of the answer.
+            assert status(raw(daemon, GET)) in (0, 503)
+        limit("max")
+        eventually(lambda: answers(daemon), "a scrape is answered")
+    assert shows(pid, "poold: exporter")
+    assert "Traceback" not in daemon.log.read_text()

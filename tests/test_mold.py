@@ -81,26 +81,9 @@ def test_fallback_workers_die_with_the_master(poold: Poold) -> None:
     daemon = poold(options={"server.handler": "forker:serve"}).start(laws=False)
     with daemon.connect() as client:
         pid = json.loads(client.line())["pid"]
-        os.kill(daemon.master, signal.SIGKILL)
+        daemon.crash()
         assert client.rest() == b""
-    eventually(lambda: not alive(pid))
-    _bury(daemon)
-
-
-def _bury(daemon: Daemon) -> None:
-    """Wait until everything that a killed master left behind has gone, and clean up what only it could."""
-    daemon.wait()
-    mine = os.getpid()
-
-    def gone() -> bool:
-        try:
-            while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG) is not None:
-                continue
-        except ChildProcessError:
-            return True
-        return not children_of(mine)
-
-    eventually(gone, "everybody leaves after the master")
+    assert not alive(pid)
     daemon.control.unlink()
 
 
@@ -124,11 +107,10 @@ def test_master_dies_and_everybody_leaves(poold: Poold) -> None:
         client.ask("pid")
         everybody = children_of(daemon.master)
         assert len(everybody) >= 4
-        os.kill(daemon.master, signal.SIGKILL)
+        daemon.crash()
         assert client.rest() == b""
-    for pid in everybody:
-        eventually(lambda pid=pid: not alive(pid), f"{pid} leaves")
-    _bury(daemon)
+    assert [pid for pid in everybody if alive(pid)] == []
+    daemon.control.unlink()
 
 
 def test_mold_killed_while_sessions_go_on(poold: Poold) -> None:

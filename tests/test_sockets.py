@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.support import DEADLINE, Client, Daemon, alive, descendants, eventually, free_port, open_files
-from tests.wirekit import frozen, gone, inside, listening, port_of, reap_orphans, spares, state, stays
+from tests.wirekit import frozen, gone, inside, listening, port_of, spares, state, stays
 
 Poold = Callable[..., Daemon]
 
@@ -236,10 +236,8 @@ def test_stale_socket_files_are_replaced(poold: Poold, tmp_path: Path) -> None:
     first = poold(**arguments).start()
     with Client(str(files[0])) as client:
         assert client.ask("echo one") == "one"
-        first.kill(signal.SIGKILL)
-        assert first.wait() == -signal.SIGKILL
+        first.crash()
         assert client.rest() == b""
-    reap_orphans()
     assert all(path.is_socket() for path in files)
     second = poold(**arguments).start()
     with Client(str(files[0])) as client:
@@ -404,9 +402,7 @@ def test_port_is_free_after_a_kill(poold: Poold) -> None:
     first = poold(**arguments).start(laws=False)
     with Client(("127.0.0.1", port)) as client:
         client.ask("pid")
-        first.kill(signal.SIGKILL)
-        first.wait()
-        reap_orphans()
+        first.crash()
         first.control.unlink()
         poold(**arguments).start(laws=False)
         with Client(("127.0.0.1", port)) as another:

@@ -2,35 +2,18 @@
 
 import json
 import os
-import shutil
 import signal
-import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 import poold as package
 from tests.faultkit import frozen, needs_strace, traced
-from tests.support import Client, Daemon, alive, children_of, eventually, free_port, open_files, signal_masks, title
-
-Poold = Callable[..., Daemon]
-SOURCE = Path(package.__file__).parent
-
-
-def upgrade(daemon: Daemon) -> subprocess.CompletedProcess[str]:
-    """Ask for an upgrade and wait for its result."""
-    return daemon.cli("upgrade", "--socket", str(daemon.control))
-
-
-def upgraded(daemon: Daemon) -> None:
-    """Have an upgrade applied."""
-    done = upgrade(daemon)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("applied, generation")
+from tests.support import Client, Daemon, alive, children_of, eventually, free_port, open_files, signal_masks, take_orphans, title
+from tests.upgradekit import Poold, inheritable, install, mend, path_of, upgrade, upgraded, visitors
 
 
 def refused(daemon: Daemon, *words: str) -> None:
@@ -49,42 +32,14 @@ def refused(daemon: Daemon, *words: str) -> None:
         assert client.ask("echo as before") == "as before"
 
 
-@contextmanager
-def visitors(daemon: Daemon, count: int = 2) -> Iterator[list[str]]:
-    """Be clients that come and go all the time, and note what becomes of each."""
-    stop, outcomes = threading.Event(), list[str]()
-
-    def come_and_go(number: int) -> None:
-        visit = 0
-        while not stop.is_set():
-            visit += 1
-            try:
-                with daemon.connect() as client:
-                    nonce = f"{number}-{visit}"
-                    outcomes.append("served" if client.ask(f"echo {nonce}") == nonce else "wrong")
-            except OSError as error:
-                outcomes.append(f"lost: {error}")
-
-    threads = [threading.Thread(target=come_and_go, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield outcomes
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-
-
 @pytest.fixture
 def copied(tmp_path: Path, poold: Poold) -> Callable[..., tuple[Daemon, Path]]:
     """Return a function that starts a daemon from a copy of the package, which the test may change."""
 
     def start(*, before: Callable[[Path], object] = lambda installed: None, **arguments: object) -> tuple[Daemon, Path]:
-        copy = tmp_path / "installed"
-        shutil.copytree(SOURCE, copy / "poold", ignore=shutil.ignore_patterns("__pycache__"))
-        before(copy / "poold")
-        return poold(**arguments).start(environ={"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}), copy / "poold"
+        installed = install(tmp_path / "installed")
+        before(installed)
+        return poold(**arguments).start(environ=path_of(installed)), installed
 
     return start
 
@@ -229,6 +184,7 @@ def test_new_code_and_settings_are_live(copied: Callable[..., tuple[Daemon, Path
         assert done.returncode == 0, done.stderr
         assert f"{package.__version__} → 99.9.9, 1 sessions go on" in done.stdout
         assert daemon.ask("status")["version"] == "99.9.9"
+        daemon.metric("poold_build_info", 1, version="99.9.9")
         assert daemon.ask("status")["children_max"] == 9
         assert old.ask("echo old") == "old"
         with daemon.connect() as new:
@@ -236,11 +192,61 @@ def test_new_code_and_settings_are_live(copied: Callable[..., tuple[Daemon, Path
     assert daemon.events("protocol_error") == []
 
 
+def test_a_link_that_is_moved(poold: Poold, tmp_path: Path) -> None:
+    """Where poold runs from behind a link, it is what the link leads to by then that takes over: forth and back."""
+    link, version = tmp_path / "current", package.__version__
+    for number, name in enumerate(("old", "new")):
+        installed = install(tmp_path / name)
+        mend(installed / "__init__.py", f'__version__ = "{version}"', f'__version__ = "{number}.0"')
+    link.symlink_to("old")
+    daemon = poold(options={"pool.min_spare": 1}).start(environ=path_of(link / "poold"))
+    with daemon.connect() as client:
+        pid = client.ask("pid")
+        for name, change in (("new", "0.0 → 1.0"), ("old", "1.0 → 0.0"), ("new", "0.0 → 1.0")):
+            link.unlink()
+            link.symlink_to(name)
+            done = upgrade(daemon)
+            assert change in done.stdout, done
+            assert client.ask("pid") == pid
+            with daemon.connect() as later:
+                assert later.ask("echo served") == "served"
+
+
+def test_mold_that_dies_before_the_upgrade(copied: Callable[..., tuple[Daemon, Path]]) -> None:
+    """Once other code is installed, a mold that dies is not replaced by one of the other version; the upgrade that is due brings one."""
+    daemon, installed = copied(options={"pool.min_spare": 0, "pool.max_spare": 0})
+    mend(installed / "__init__.py", f'__version__ = "{package.__version__}"', '__version__ = "99.9.9"')
+    with daemon.connect() as client:
+        assert client.ask("echo before") == "before"
+        os.kill(daemon.children("mold")[0]["pid"], signal.SIGKILL)
+        hint = 'run "poold upgrade"'
+        eventually(lambda: [each for each in daemon.events("mold_failed") if hint in each["reason"]], "the operator is told")
+        assert client.ask("echo on") == "on"
+        assert upgrade(daemon).returncode == 0
+        with daemon.connect() as later:
+            assert later.ask("echo served") == "served"
+        assert client.ask("echo on") == "on"
+
+
 def test_broken_settings(poold: Poold) -> None:
     """Settings that would not do refuse the upgrade, with every problem."""
     daemon = poold(options={"pool.min_spare": 1}).start()
     daemon.write(options={"pool.max_children": -1, "pool.min_spare": 1})
     refused(daemon, "pool.max_children")
+
+
+def test_settings_that_a_reload_refused(poold: Poold) -> None:
+    """An upgrade reads the settings as a reload does: afterwards those of the file are in force, and that is what is shown."""
+    daemon = poold(options={"pool.min_spare": 1}).start()
+    daemon.write(options={"pool.max_children": -1})
+    assert daemon.cli("reload", "--socket", str(daemon.control)).returncode == 1
+    daemon.metric("poold_config_last_reload_successful", 0)
+    before = daemon.metrics()["poold_config_last_reload_success_timestamp_seconds"]
+    daemon.write(options={"pool.max_children": 99})
+    upgraded(daemon)
+    daemon.metric("poold_config_last_reload_successful", 1)
+    daemon.metric("poold_children_max", 99)
+    assert daemon.metrics()["poold_config_last_reload_success_timestamp_seconds"] > before
 
 
 def test_broken_handler(poold: Poold) -> None:
@@ -293,7 +299,7 @@ def test_missing_interpreter(poold: Poold, tmp_path: Path, monkeypatch: pytest.M
 
 
 @needs_strace
-@pytest.mark.parametrize("error", ["ENOENT", "ENOMEM", "E2BIG", "ETXTBSY"])
+@pytest.mark.parametrize("error", ["ENOENT", "EACCES", "ENOMEM", "E2BIG", "ETXTBSY"])
 def test_exec_that_fails(poold: Poold, error: str) -> None:
     """An exec that fails at the last moment is undone: sessions, newcomers, signals and descriptors are as before."""
     daemon = poold(options={"pool.min_spare": 1}).start(laws=False)
@@ -314,6 +320,7 @@ def test_exec_that_fails(poold: Poold, error: str) -> None:
         daemon.metric("poold_children", 1, kind="worker", state="spare")
         eventually(lambda: len(open_files(daemon.master)) == before, "the baseline of descriptors")
         assert signal_masks(daemon.master) == masks
+        assert inheritable(daemon.master) == {}
         upgraded(daemon)
         assert client.ask("echo again") == "again"
 
@@ -447,23 +454,25 @@ def test_a_new_program_that_fails(copied: Callable[..., tuple[Daemon, Path]], fa
         signals = installed / "master" / "signals.py"
         signals.write_text(signals.read_text().replace("UPGRADE_SECONDS = 20", "UPGRADE_SECONDS = 1"))
 
-    daemon, installed = copied(before=impatient)
+    own = f'[[listener]]\naddress = "tcp://127.0.0.1:{free_port()}"\n[[listener]]\naddress = "systemd://main"\nname = "main"\n'
+    daemon, installed = copied(before=impatient, settings=own)
     if daemon.keeper is not None:
         daemon.keeper.close()
     takeover = installed / "master" / "takeover.py"
     text = takeover.read_text()
     takeover.write_text(text.replace("    tally.resume(", f"    import os; {fault}\n    tally.resume(", 1))
-    before = set(children_of(os.getpid()))
+    before = children_of(os.getpid())
     with daemon.connect() as client:
         client.ask("pid")
         # It is closed without an answer.
         assert upgrade(daemon).returncode == 3
         assert daemon.wait() == status
         # Whom the master has left fell to this process, as they would to init.
-        for pid in set(children_of(os.getpid())) - before:
-            os.waitpid(pid, 0)
+        take_orphans(before)
         assert client.rest() == b""
     assert status != 70 or "no luck" in daemon.event("upgrade_failed")["reason"]
+    # The service manager keeps the listeners for the next start.
+    assert [message for message in daemon.notify.poll() if "FDSTOREREMOVE" in message] == []
     daemon.control.unlink(missing_ok=True)
 
 

@@ -76,20 +76,6 @@ def gone(pid: int) -> bool:
     return stat_fields(pid) is None
 
 
-def reap_orphans(*daemons: Daemon) -> None:
-    """Wait for the ends of all that a killed master has left to us, and take their exits; these daemons' own are not ours to take."""
-    ours = {daemon.pid for daemon in daemons}
-
-    def none_left() -> bool:
-        left = set(children_of(os.getpid())) - ours
-        for pid in left:
-            if state(pid) == "Z":
-                os.waitpid(pid, 0)
-        return not left
-
-    eventually(none_left, "the end of what a master left behind")
-
-
 def raw(daemon: Daemon, request: bytes) -> bytes:
     """Send bytes to the metrics listener and return everything that comes back, b"" also for a reset."""
     with socket.create_connection(("127.0.0.1", daemon.metrics_port), timeout=DEADLINE) as scraper:

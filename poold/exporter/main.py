@@ -1,7 +1,7 @@
 """Answers scrapers over HTTP, a few at a time, and never waits long for anybody.
 
 It asks the master on the lifeline before it answers, waits a moment, and answers from what was published last if there is no
-reply: a master that is busy or stopped is still measured. EOF on the lifeline ends the process.
+reply: a master that is busy or stopped is still measured. EOF on the lifeline asks it to leave; it does not outlive the master.
 
     /metrics   everything; /healthz   200 while the master's loop turns; /readyz   200 while it accepts, or has within 5 s
 """
@@ -132,7 +132,17 @@ class Exporter:
         if not self._places.acquire(blocking=False):
             _turn_away(client)
             return
-        threading.Thread(target=self._answer, args=(client,), daemon=True).start()
+        # A deadline for the whole exchange, whatever comes byte by byte: the shutdown wakes whoever waits for the scraper.
+        timer = threading.Timer(REQUEST_SECONDS, _shut, args=(client,))
+        timer.daemon = True
+        try:
+            timer.start()
+            threading.Thread(target=self._answer, args=(client, timer), daemon=True).start()
+        except RuntimeError:
+            # At a limit of tasks there is no thread for it; the next scrape may find one.
+            timer.cancel()
+            self._places.release()
+            _turn_away(client)
 
     def finish(self, listener: socket.socket) -> None:
         """Answer who has come by now, within a second."""
@@ -148,11 +158,7 @@ class Exporter:
         for _ in range(CLIENTS_MAX):
             self._places.acquire(timeout=max(0.0, until - time.monotonic()))
 
-    def _answer(self, client: socket.socket) -> None:
-        # A deadline for the whole exchange, whatever comes byte by byte: the shutdown wakes whoever waits for the scraper.
-        timer = threading.Timer(REQUEST_SECONDS, _shut, args=(client,))
-        timer.daemon = True
-        timer.start()
+    def _answer(self, client: socket.socket, timer: threading.Timer) -> None:
         try:
             with client:
                 client.settimeout(REQUEST_SECONDS)
@@ -278,6 +284,7 @@ def main() -> None:
     view = CountersView(fds["counters"])
     os.close(fds["counters"])
     sandbox.become_identity(settings["identity"])
+    sandbox.vanish_with(settings.get("master"))
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     lifeline = Lifeline(socket.socket(fileno=fds["lifeline"]))
     listener = socket.socket(fileno=fds["listener"])

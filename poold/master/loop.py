@@ -125,9 +125,10 @@ class Loop:
         except InternalError:
             raise
         except Exception as error:
-            self._note_error(error)
+            self.note_error(error)
 
-    def _note_error(self, error: Exception) -> None:
+    def note_error(self, error: Exception) -> None:
+        """Log and count an error of poold's own. Raises InternalError when there were too many."""
         self.errors += 1
         now = self.clock()
         self._error_times = [at for at in self._error_times if now - at < ERRORS_WINDOW] + [now]

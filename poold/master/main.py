@@ -132,9 +132,14 @@ class Master:
         parts.open(passed=self._passed, store=self._store, control_path=self._control_path, verbs=self._verbs)
         parts.molds.start()
         parts.exporters.start()
-        parts.counters.cells[RELOAD_SUCCESSFUL] = 1
-        parts.counters.cells[RELOAD_SUCCESS_AT] = int(time.time() * 1_000_000)
+        self._note_settings()
         self._show()
+
+    def _note_settings(self) -> None:
+        """Show that what the file says is in force, as of now."""
+        cells = self._parts.counters.cells
+        cells[RELOAD_SUCCESSFUL] = 1
+        cells[RELOAD_SUCCESS_AT] = int(time.time() * 1_000_000)
 
     def _take_over(self, before: StateDocument) -> None:
         """Go on where the program before has stopped."""
@@ -143,6 +148,7 @@ class Master:
         reply = takeover.adopt(parts, before, passed=self._passed, verbs=self._verbs)
         self._phase = Phase.RUNNING
         parts.counters.cells[UPGRADES[UpgradeResult.APPLIED]] += 1
+        self._note_settings()
         sessions, generation = len(parts.sessions.open), parts.current.generation
         log.info("upgrade_applied", before=before.version, version=__version__, generation=generation, sessions=sessions)
         # From here on signals are taken; those that came meanwhile come now.

@@ -1,7 +1,7 @@
 """The trial of an upgrade: the code that is on disk now judges the settings, and whether it could go on from where this master is.
 
 Started as `poold.settings.trial` is, and by another version's master: it gets the bytes of the settings file (`text`), the state
-document (`state`) and `settings` with `file`, and writes into `result` what that trial writes, and besides `mold`: what this
+document (`state`) and `settings` with `file` and `master`, and writes into `result` what that trial writes, and besides `mold`: what this
 code's mold is to be started with, which the other code passes on as it is.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from poold import sandbox
 from poold.address import Address
 from poold.errors import ConfigError, Problem
 from poold.log import log
@@ -32,8 +33,10 @@ def main() -> None:
     """Judge, and write down the verdict."""
     fds = {name: int(number) for name, _, number in (argument.partition("=") for argument in sys.argv[1:])}
     set_title("trial")
-    file = json.loads(os.pread(fds["settings"], DOCUMENT_MAX, 0))["file"]
-    found = verdict(os.pread(fds["text"], DOCUMENT_MAX, 0), Path(file) if file else None, os.pread(fds["state"], DOCUMENT_MAX, 0))
+    settings = json.loads(os.pread(fds["settings"], DOCUMENT_MAX, 0))
+    sandbox.vanish_with(settings.get("master"))
+    file = Path(settings["file"]) if settings["file"] else None
+    found = verdict(os.pread(fds["text"], DOCUMENT_MAX, 0), file, os.pread(fds["state"], DOCUMENT_MAX, 0))
     data = json.dumps(found).encode()
     while data:
         data = data[os.write(fds["result"], data) :]

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from poold.errors import ConfigError, Problem
+from poold.errors import OWN_FAULT, ConfigError, Problem
 from poold.log import log
 from poold.master import descriptors, sockets
 from poold.master.current import Current
@@ -135,14 +135,24 @@ class Reloads:
         if problems:
             self._refuse(reload, problems)
             return
-        for warning in verdict["warnings"]:
+        try:
+            warnings, config, people = verdict["warnings"], of_document(verdict["settings"]), People(**verdict["people"])
+        except (LookupError, TypeError, ValueError, AttributeError):
+            # The trial is of the code that is on disk by now.
+            hint = 'the settings were judged by another poold than this master, which is installed by now; run "poold upgrade"'
+            self._refuse(reload, [Problem("", hint)])
+            return
+        for warning in warnings:
             log.warning("settings_warning", message=warning)
         try:
-            self._prepare(reload, of_document(verdict["settings"]), People(**verdict["people"]))
+            self._prepare(reload, config, people)
         except ConfigError as error:
             self._refuse(reload, error.problems)
         except (OSError, LookupError) as error:
             self._refuse(reload, [Problem("", str(error))])
+        except Exception as error:
+            self._refuse(reload, [OWN_FAULT])
+            self._parts.loop.note_error(error)
 
     def _prepare(self, reload: Reload, config: Config, people: People) -> None:
         """Open and start everything new. Raises ConfigError, OSError, LookupError."""

@@ -2,7 +2,7 @@
 
 A child inherits descriptors 0, 1, 2 and the ones it is given by name, as `NAME=NUMBER` arguments. Everything else is
 close-on-exec. Signals: none blocked, every disposition at its default (posix_spawn(3)). In a session of its own, so that a
-terminal's Ctrl-C reaches the master alone.
+terminal's Ctrl-C reaches the master alone. Its settings say who its master is, so that it ends with it also if that is dead already.
 """
 
 import json
@@ -84,7 +84,7 @@ class Launcher:
         return self._start(module, {"file": file}, self.environ, fds)
 
     def _start(self, module: str, document: Mapping[str, Any], environ: Mapping[str, str], fds: Mapping[str, int]) -> int:
-        settings = memory_file("settings", json.dumps(document).encode())
+        settings = memory_file("settings", json.dumps({**document, "master": os.getpid()}).encode())
         try:
             return start(module, fds={**fds, "settings": settings}, environment=environ)
         finally:

@@ -70,5 +70,9 @@ def _verdict(fd: int, child: Child, exit: Exit) -> tuple[dict[str, Any], list[Pr
     if exit.status != 0:
         reason = f"took longer than {TRIAL_SECONDS:g} s" if child.failure is Failure.TIMEOUT else f"ended with status {exit.status}"
         return {}, [Problem("", f"the trial {reason}; what it said is in the log")]
-    verdict = json.loads(os.pread(fd, VERDICT_MAX, 0))
-    return verdict, [Problem(problem["key"], problem["message"], problem["line"]) for problem in verdict.get("problems", ())]
+    try:
+        verdict = json.loads(os.pread(fd, VERDICT_MAX, 0))
+        return verdict, [Problem(problem["key"], problem["message"], problem["line"]) for problem in verdict.get("problems", ())]
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        # An upgrade's is written by other code; and whoever asked must hear of an end.
+        return {}, [Problem("", f"the trial's verdict cannot be understood: {type(error).__name__}: {error}")]

@@ -13,10 +13,10 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from poold import __version__
-from poold.errors import ConfigError, Problem
+from poold.errors import OWN_FAULT, ConfigError, Problem
 from poold.log import log
 from poold.master import program, snapshot, state
 from poold.master.deadlines import Deadline
@@ -110,6 +110,9 @@ class Upgrades:
             self._refuse(upgrade, error.problems)
         except OSError as error:
             self._refuse(upgrade, [Problem("", f"the new program cannot be tried: {error.strerror}")])
+        except Exception as error:
+            self._refuse(upgrade, [OWN_FAULT])
+            self._parts.loop.note_error(error)
 
     def _try(self, upgrade: Upgrade, text: bytes) -> None:
         """Start the trial of the new code. Raises OSError."""
@@ -132,14 +135,18 @@ class Upgrades:
         if problems:
             self._refuse(upgrade, problems)
             return
-        for warning in verdict["warnings"]:
-            log.warning("settings_warning", message=warning)
         upgrade.verdict = verdict
         molds, generation = self._parts.molds, self._parts.current.generation + 1
         try:
+            for warning in verdict["warnings"]:
+                log.warning("settings_warning", message=warning)
             molds.prepare_foreign(Recipe(**verdict["mold"]), generation, partial(self._prepared, upgrade))
         except OSError as error:
             self._refuse(upgrade, [Problem("", f"the new program's mold cannot be started: {error.strerror}")])
+        except Exception as error:
+            # The verdict is another version's: it may be anything.
+            self._refuse(upgrade, [OWN_FAULT])
+            self._parts.loop.note_error(error)
 
     def _prepared(self, upgrade: Upgrade, reason: str | None) -> None:
         """Take the news that the new mold is ready, or that it never will be or is no more."""
@@ -161,7 +168,17 @@ class Upgrades:
         upgrade, parts = self._running, self._parts
         if upgrade is None or not upgrade.quiet or not parts.pool.quiet() or len(parts.sessions.open) != parts.sessions.serving:
             return
-        mold = parts.molds.candidate
+        try:
+            self._become(upgrade)
+        except OSError as error:
+            self._undo(upgrade, f"the new program cannot be executed: {error.strerror}")
+        except Exception as error:
+            self._undo(upgrade, str(OWN_FAULT))
+            self._parts.loop.note_error(error)
+
+    def _become(self, upgrade: Upgrade) -> NoReturn:
+        """Be the next program; whatever is raised, nothing has changed."""
+        parts, mold = self._parts, self._parts.molds.candidate
         assert mold is not None
         taken = snapshot.take(parts, self._origin, verdict=upgrade.verdict, mold=MoldPart(mold.child.pid, mold.version))
         if upgrade.reload:
@@ -170,9 +187,8 @@ class Upgrades:
         self._inbox.hold()
         try:
             program.replace(state.write(taken), taken.descriptors(), self._origin.environ)
-        except OSError as error:
+        finally:
             self._inbox.release()
-            self._undo(upgrade, f"the new program cannot be executed: {error.strerror}")
 
     def _refuse(self, upgrade: Upgrade, problems: list[Problem]) -> None:
         for problem in problems:

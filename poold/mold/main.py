@@ -39,9 +39,9 @@ class Mold:
     def __init__(self, end: channel.Wire, settings: dict[str, Any], fds: dict[str, int]) -> None:
         self._end = end
         self._settings = settings
-        self._worker = Worker(
-            master=os.getppid(), mold=end.fileno(), activity=fds["activity"], phase=PhaseView(fds["phase"]), settings=settings
-        )
+        # Not said by an older master, whose upgrade this is.
+        master = settings.get("master", os.getppid())
+        self._worker = Worker(master=master, mold=end.fileno(), activity=fds["activity"], phase=PhaseView(fds["phase"]), settings=settings)
         os.close(fds["phase"])
         self._alone = False
 
@@ -51,8 +51,7 @@ class Mold:
         # The master raised its own limit (getrlimit(2)); programs that use select() rely on a low one.
         resource.setrlimit(resource.RLIMIT_NOFILE, tuple(settings["nofile"]))
         sandbox.become_identity(settings["identity"])
-        if not sandbox.die_with(worker.master):
-            os._exit(0)
+        sandbox.vanish_with(worker.master)
         os.umask(settings["umask"])
         os.chdir(settings["working_directory"])
         sys.path.extend(settings["path"])

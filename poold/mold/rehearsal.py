@@ -18,6 +18,7 @@ from poold.channel import Assignment
 from poold.mold.clone import SCOUT_ARGUMENTS, clone_worker, ended_well
 from poold.mold.orders import work_off
 from poold.mold.scout import Survey, possible
+from poold.sandbox import vanish_with
 from poold.title import set_title
 
 TYPE_CHECKING = False
@@ -49,6 +50,8 @@ class Stage:
         for name, value in self._kept.items():
             setattr(self._worker, name, value)
         signal.signal(signal.SIGPIPE, self._pipe_signal)
+        # A worker asks for something gentler than its mold.
+        vanish_with(self._worker.master)
         if not self._collecting:
             gc.disable()
         set_title("mold")

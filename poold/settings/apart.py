@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from poold import sandbox
 from poold.errors import ConfigError, Problem
 
 
@@ -15,10 +16,11 @@ def verdict(data: bytes, file: Path | None, *, environ: Mapping[str, str]) -> di
     To be called before there is a second thread: a fork and not a fresh interpreter, which would take longer to start than to judge.
     """
     reader, writer = os.pipe()
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         os.close(reader)
-        _judge(data, file, environ, writer)
+        _judge(data, file, environ, writer, parent)
     os.close(writer)
     with open(reader, "rb") as answer:
         text = answer.read()
@@ -29,9 +31,11 @@ def verdict(data: bytes, file: Path | None, *, environ: Mapping[str, str]) -> di
     return found
 
 
-def _judge(data: bytes, file: Path | None, environ: Mapping[str, str], writer: int) -> None:
+def _judge(data: bytes, file: Path | None, environ: Mapping[str, str], writer: int, parent: int) -> None:
     code = 1
     try:
+        # It has every socket that was passed, and may wait for a name service: whoever is started next could not have them.
+        sandbox.vanish_with(parent)
         # Or pydantic would look through every installed distribution for plugins, a tenth of the time that this takes.
         os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
         from poold.settings import judge  # what this process is for

@@ -7,7 +7,6 @@ the control socket. What the bytes mean is `poold.settings.judge`'s.
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -120,10 +119,13 @@ def control_candidates(environ: Mapping[str, str], uid: int) -> list[Path]:
     $RUNTIME_DIRECTORY (the first, if it names several), $XDG_RUNTIME_DIR/poold, /run/poold, and a private folder of the user
     under the system's temporary one.
     """
+    # Only who looks for a place needs it; the master of an upgrade has one, and newcomers wait for what it loads.
+    from tempfile import gettempdir
+
     runtime = Path(environ.get("RUNTIME_DIRECTORY", "").split(":")[0])
     session = Path(environ.get("XDG_RUNTIME_DIR", ""))
     folders = [folder for folder, base in ((runtime, runtime), (session / "poold", session)) if base.is_absolute()]
-    folders += [SYSTEM_CONTROL_FOLDER, Path(tempfile.gettempdir(), f"poold-{uid}")]
+    folders += [SYSTEM_CONTROL_FOLDER, Path(gettempdir(), f"poold-{uid}")]
     return [folder / CONTROL_NAME for folder in folders]
 
 

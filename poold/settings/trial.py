@@ -1,7 +1,7 @@
 """The trial: a process that judges settings for a reload. Whatever it meets, the master goes on as it is.
 
 Started by the master as a fresh interpreter, with the bytes that would be applied (`text`) and where they come from (`settings`,
-JSON with `file`). It writes its verdict as JSON into `result`, a memory file, and exits with 0 (see
+JSON with `file` and `master`). It writes its verdict as JSON into `result`, a memory file, and exits with 0 (see
 `poold.settings.judge.verdict`). It imports no handler.
 """
 
@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from poold import sandbox
 from poold.settings import judge
 from poold.title import set_title
 
@@ -21,6 +22,7 @@ def main() -> None:
     fds = {name: int(number) for name, _, number in (argument.partition("=") for argument in sys.argv[1:])}
     set_title("trial")
     document = json.loads(os.pread(fds["settings"], TEXT_MAX, 0))
+    sandbox.vanish_with(document.get("master"))
     file = Path(document["file"]) if document["file"] else None
     data = json.dumps(judge.verdict(os.pread(fds["text"], TEXT_MAX, 0), file, environ=os.environ)).encode()
     while data:

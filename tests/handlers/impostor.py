@@ -22,13 +22,16 @@ def sockets() -> set[int]:
     return found
 
 
+# Now, because every order's descriptor has the same number: who looked while one is worked off would never see a new one.
+KNOWN = sockets()
+
+
 def speak() -> None:
     """Wait for the first order, and answer it from a child of the mold's."""
     # The last thing that a mold does before it takes orders.
     while gc.isenabled():
         continue
-    known = sockets()
-    while not (new := sockets() - known):
+    while not (new := sockets() - KNOWN):
         continue
     channel = socket.socket(fileno=os.dup(new.pop()))
     pid = os.fork()

@@ -19,6 +19,10 @@ match MOOD.read_text().strip() if MOOD.exists() else "good":
         os._exit(0)
     case "hang":
         time.sleep(3600)
+    case "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        MOOD.with_name(str(os.getpid())).touch()
+        time.sleep(3600)
     case "spawn":
         # A process that nobody asked for: a child of this one, and a child of the master's by falling to it.
         if os.fork() == 0:

@@ -1,0 +1,86 @@
+"""What tests of the upgrade have in common: it is asked for, clients come and go meanwhile, and the installed code can be changed."""
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import poold as package
+from tests.support import Daemon, open_files
+
+Poold = Callable[..., Daemon]
+SOURCE = Path(package.__file__).parent
+
+
+def upgrade(daemon: Daemon) -> subprocess.CompletedProcess[str]:
+    """Ask for an upgrade and wait for its result."""
+    return daemon.cli("upgrade", "--socket", str(daemon.control))
+
+
+def upgraded(daemon: Daemon) -> None:
+    """Have an upgrade applied."""
+    done = upgrade(daemon)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("applied, generation")
+
+
+@contextmanager
+def visitors(daemon: Daemon, count: int = 2) -> Iterator[list[str]]:
+    """Be clients that come and go all the time, and note what becomes of each."""
+    stop, outcomes = threading.Event(), list[str]()
+
+    def come_and_go(number: int) -> None:
+        visit = 0
+        while not stop.is_set():
+            visit += 1
+            try:
+                with daemon.connect() as client:
+                    nonce = f"{number}-{visit}"
+                    outcomes.append("served" if client.ask(f"echo {nonce}") == nonce else "wrong")
+            except OSError as error:
+                outcomes.append(f"lost: {error}")
+
+    threads = [threading.Thread(target=come_and_go, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield outcomes
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def install(folder: Path) -> Path:
+    """Make a copy of the package that a test may change, and return where it is: `folder` is to be on the path."""
+    shutil.copytree(SOURCE, folder / "poold", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder / "poold"
+
+
+def path_of(installed: Path) -> Mapping[str, str]:
+    """Return the variables with which poold starts from a copy."""
+    return {"PYTHONPATH": str(installed.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def mend(file: Path, old: str, new: str) -> None:
+    """Change what is installed, in one place."""
+    text = file.read_text()
+    assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {file.name}"
+    file.write_text(text.replace(old, new))
+
+
+def inheritable(pid: int) -> dict[int, str]:
+    """Return the descriptors of a process that a program it executes would get, but for the standard streams."""
+    found = {}
+    for fd, file in open_files(pid).items():
+        try:
+            lines = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines()
+        except FileNotFoundError:
+            continue
+        flags = next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
+        if fd > 2 and not flags & os.O_CLOEXEC:
+            found[fd] = file
+    return found
