@@ -3,7 +3,8 @@
 All are SOCK_SEQPACKET pairs: a message arrives whole or not at all, with its descriptor, and the other side's end is EOF. What
 comes from a child is gossip: bounded, checked, and about that child alone, because who speaks is known by the channel.
 
-Master → mold    Orders, at most `ORDERS_MAX`: each slot, incarnation; descriptors: for each the worker's end of a new channel
+Master → mold    Orders, at most `ORDERS_MAX`: each slot, incarnation, ahead (0 or 1: nobody waits for this worker yet); descriptors: for
+                 each the worker's end of a new channel
 Mold → master    Hello: version · Ready: threads (0 or 1) · Failed: text · Answer: the orders, and for each a pid or an errno
 Master → worker  Assignment: session, family, peer, listener; descriptor: the connection. EOF: leave
 Worker → master  Report: BORN version, ready (0 or 1) · READY · ACK session · NACK session, errno · EXEC session ·
@@ -191,7 +192,9 @@ class MoldWord(IntEnum):
     ANSWER = 4
 
 
-_ORDER = struct.Struct("<II")
+# Slot, incarnation, ahead.
+Order = tuple[int, int, int]
+_ORDER = struct.Struct("<III")
 ORDER_SIZE, FD_SIZE = _ORDER.size, _DESCRIPTOR.size
 _ORDERS_SIZE = ORDER_SIZE * ORDERS_MAX
 # What a mold says begins with it in every version: an upgrade's mold speaks to a master of the version before.
@@ -216,9 +219,9 @@ class MoldReport:
         self.answers = answers
 
 
-def send_orders(end: Wire, orders: Iterable[tuple[int, int]], fds: Iterable[int]) -> None:
-    """Order a worker for each slot and incarnation, at most `ORDERS_MAX`; the descriptors are still the caller's. Raises OSError."""
-    send_with(end, b"".join([_ORDER.pack(slot, incarnation) for slot, incarnation in orders]), *fds)
+def send_orders(end: Wire, orders: Iterable[Order], fds: Iterable[int]) -> None:
+    """Order at most `ORDERS_MAX` workers; the descriptors are still the caller's. Raises OSError."""
+    send_with(end, b"".join([_ORDER.pack(*order) for order in orders]), *fds)
 
 
 def receive_orders(end: Wire) -> tuple[bytes, bytes]:
@@ -231,10 +234,10 @@ def receive_orders(end: Wire) -> tuple[bytes, bytes]:
     return data, ancillary[0][2] if ancillary else b""
 
 
-def read_slot(orders: bytes, number: int) -> int:
-    """Return the slot of an order."""
-    slot: int = _ORDER.unpack_from(orders, number * ORDER_SIZE)[0]
-    return slot
+def read_order(orders: bytes, number: int) -> Order:
+    """Return one of the orders of a message."""
+    order: Order = _ORDER.unpack_from(orders, number * ORDER_SIZE)
+    return order
 
 
 def mold_report(word: MoldWord, *, number: int = 0, text: str = "") -> bytes:
@@ -261,4 +264,4 @@ def _read_answers(data: bytes) -> list[tuple[int, int, int, int]]:
     if odd:
         raise ProtocolError(f"answers of {len(data)} bytes")
     orders, made = _ORDER.iter_unpack(data[: count * ORDER_SIZE]), MADE.iter_unpack(data[count * ORDER_SIZE :])
-    return [(slot, incarnation, max(0, pid), max(0, -pid)) for (slot, incarnation), (pid,) in zip(orders, made, strict=True)]
+    return [(slot, incarnation, max(0, pid), max(0, -pid)) for (slot, incarnation, _), (pid,) in zip(orders, made, strict=True)]

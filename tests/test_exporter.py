@@ -1,6 +1,7 @@
 """The metrics endpoint: whatever scrapers do to it and whatever becomes of its process, sessions do not notice and no figure is wrong."""
 
 import contextlib
+import errno
 import http.client
 import itertools
 import os

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from poold import __version__, channel
-from poold.channel import MoldReport, MoldWord
+from poold.channel import MoldReport, MoldWord, Order
 from poold.errors import ProtocolError
 from poold.log import log
 from poold.master.births import Exit, Throttle
@@ -164,8 +164,8 @@ class Molds:
             candidate.prepared = None
             self._ladder.retire(candidate.child)
 
-    def order(self, orders: Sequence[tuple[int, int]], fds: Sequence[int]) -> Child:
-        """Send orders (slot, incarnation), each with its descriptor, to the mold in use and return its row. Raises OSError."""
+    def order(self, orders: Sequence[Order], fds: Sequence[int]) -> Child:
+        """Send orders, each with its descriptor, to the mold in use and return its row. Raises OSError."""
         mold = self._used
         if mold is None or mold.child.channel is None or not mold.child.ready:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from poold import channel
-from poold.channel import Wire
+from poold.channel import Order, Wire
 from poold.log import log
 from poold.master.births import Births
 from poold.master.children import Child, ChildTable
@@ -29,8 +29,8 @@ class Orders:
         self._table = table
         self._births = births
         self._ladder = ladder
-        # Sends orders (slot, incarnation) with a descriptor each to a mold and returns that mold; raises OSError. Set by the molds' keeper.
-        self.send: Callable[[Sequence[tuple[int, int]], Sequence[int]], Child] | None = None
+        # Sends orders with a descriptor each to a mold and returns that mold; raises OSError. Set by the molds' keeper.
+        self.send: Callable[[Sequence[Order], Sequence[int]], Child] | None = None
         # Told that a worker has said something.
         self.on_readable: Callable[[Child], object] = lambda child: None
         self.stopping = False
@@ -47,15 +47,15 @@ class Orders:
         """Return how many workers are on their way that will serve: those of older settings leave as soon as they are ready."""
         return self._births.by_generation[self._current.generation]
 
-    def place(self, count: int) -> None:
-        """Order so many workers, as far as they can be ordered; several in one message, which spares both sides a wake-up each."""
+    def place(self, count: int, *, ahead: bool) -> None:
+        """Order so many workers, as far as they can be ordered. `ahead` says that nobody waits for them yet."""
         while count > 0:
             asked = min(count, channel.ORDERS_MAX)
-            if self._place(asked) < asked:
+            if self._place(asked, ahead) < asked:
                 return
             count -= asked
 
-    def _place(self, count: int) -> int:
+    def _place(self, count: int, ahead: bool) -> int:
         """Claim slots for that many workers and order them with one message; return how many were ordered."""
         assert self.send is not None
         claimed: list[Child] = []
@@ -67,7 +67,7 @@ class Orders:
             self._failed(error.errno or 0, "no descriptors for a channel")
         try:
             if claimed:
-                mold = self.send([(child.slot, child.incarnation) for child in claimed], [end.fileno() for end in theirs])
+                mold = self.send([(child.slot, child.incarnation, ahead) for child in claimed], [end.fileno() for end in theirs])
         except OSError as error:
             for child in claimed:
                 self.forget(child)

@@ -99,8 +99,6 @@ def refuse_company() -> None:
 
 # The same, but of a child of this process, which stands still until the child has ended: it takes none of the pages meanwhile.
 SCOUT_ARGUMENTS = (_ARGUMENTS[0], _FLAGS & ~_CLONE_PARENT | _CLONE_VFORK, *_ARGUMENTS[2:])
-# The arguments of the system calls that a worker makes before anything else: they give it the pages it will need (`poold.mold.scout`).
-first_calls: list[tuple[Any, ...]] = []
 
 
 def clone_worker(arguments: tuple[Any, ...] = _ARGUMENTS) -> int:
@@ -109,12 +107,9 @@ def clone_worker(arguments: tuple[Any, ...] = _ARGUMENTS) -> int:
     To be called with one thread only.
     """
     # Looked up before, so that no clone does it anew.
-    in_child, in_parent, calls = _after_in_child, _after_in_parent, first_calls
+    in_child, in_parent = _after_in_child, _after_in_parent
     _before()
     pid: int = _syscall(*arguments)
-    if not pid:
-        for call in calls:
-            _syscall(*call)
     (in_parent if pid else in_child)()
     if pid < 0:
         number = get_errno()

@@ -21,6 +21,7 @@ from poold.mold import clone
 from poold.mold.compact import compact
 from poold.mold.orders import work_off
 from poold.mold.rehearsal import RUNS, rehearse, scout
+from poold.mold.scout import take
 from poold.pages import PhaseView
 from poold.title import set_title
 from poold.worker import adapters
@@ -73,7 +74,7 @@ class Mold:
         threads = clone.threads()
         self._alone = threads == 1 and clone.CLONE_WORKS
         if self._alone:
-            clone.first_calls[:] = scout(worker)
+            worker.take_pages = partial(take, scout(worker))
         return threads
 
     def run(self) -> None:

@@ -17,12 +17,14 @@ from poold import channel
 from poold.channel import Assignment
 from poold.mold.clone import SCOUT_ARGUMENTS, clone_worker, ended_well
 from poold.mold.orders import work_off
-from poold.mold.scout import Survey, possible
+from poold.mold.scout import Survey, note, possible, tell
 from poold.sandbox import vanish_with
 from poold.title import set_title
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+    from collections.abc import Callable
+
     from poold.connection import Connection
     from poold.mold.scout import Call
     from poold.worker.main import Worker
@@ -38,7 +40,7 @@ class Stage:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._kept = {name: getattr(worker, name) for name in ("handler", "mold", "master", "ready", "setsid", "leave")}
+        self._kept = {name: getattr(worker, name) for name in ("handler", "mold", "master", "ready", "setsid", "leave", "take_pages")}
         self._collecting = gc.isenabled()
         self._pipe_signal = signal.getsignal(signal.SIGPIPE)
 
@@ -65,7 +67,7 @@ class Scene:
         self.to_worker, self.theirs = channel.pair()
         self.near, self.far = socket.socketpair()
         worker.mold = os.dup(self.mold.fileno())
-        channel.send_orders(self.to_mold, [(0, number)], [self.theirs.fileno()])
+        channel.send_orders(self.to_mold, [(0, number, 1)], [self.theirs.fileno()])
         self.to_mold.shutdown(socket.SHUT_WR)
         assignment = Assignment(session=number, family=socket.AF_INET, host="127.0.0.1", port=number, flow=0, scope=0, listener="rehearsal")
         channel.send_with(self.to_worker, assignment.pack(), self.near.fileno())
@@ -91,9 +93,9 @@ def rehearse(worker: Worker) -> None:
 
 
 def scout(worker: Worker) -> list[Call]:
-    """Return the system calls that take the pages a worker needs; none where it cannot be found out. To be called with one thread only.
+    """Return the system calls that take the pages a worker needs, for `poold.mold.scout.take`; none where it cannot be found out.
 
-    After everything that changes this process's memory.
+    To be called with one thread only, and after everything that changes this process's memory.
     """
     if worker.command is not None or not possible():
         return []
@@ -104,19 +106,26 @@ def scout(worker: Worker) -> list[Call]:
         return []
     # What is done for the first time takes more pages than what was done before.
     for _ in range(RUNS):
-        survey.note(os.devnull)
+        note(os.devnull, survey.first)
+    found = _send_scout(worker, take_pages=partial(tell, survey.first)) and _send_scout(worker, handler=partial(tell, survey.second))
+    calls = survey.calls()
+    return calls if found else []
+
+
+def _send_scout(worker: Worker, **told: Callable[..., object]) -> bool:
+    """Clone a child that lives as this worker, until what it calls by this name; say whether it ended well."""
     with Stage(worker):
         scene = Scene(worker, RUNS + 1)
-        worker.master, worker.leave = os.getpid(), survey.tell
+        worker.master = os.getpid()
+        for name, call in told.items():
+            setattr(worker, name, call)
         work_off(scene.mold, partial(clone_worker, SCOUT_ARGUMENTS), worker)
         answered = channel.receive_mold_report(scene.to_mold)
         os.close(worker.mold)
         scene.close()
     assert answered is not None
     _, _, pid, _ = answered.answers[0]
-    found = pid > 0 and ended_well(pid)
-    calls = survey.calls()
-    return calls if found else []
+    return pid > 0 and ended_well(pid)
 
 
 def _be_cloned() -> int:

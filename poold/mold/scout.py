@@ -1,9 +1,9 @@
 """A worker's pages, taken at one go while it waits, instead of by two hundred faults when its client is there.
 
 Which of the mold's pages a worker writes to on its way to the handler is always the same: objects lie where they lie. So the mold sends a
-scout: a fork that lives a worker's life as it was rehearsed, notes which pages are its own by then (proc(5), pagemap) and ends. A worker
-asks the kernel for all of them with one call, right after the clone (process_madvise(2) with MADV_POPULATE_WRITE; those of the libraries
-with MADV_POPULATE_READ). That costs less than the faults, and it is a spare's time and not its client's.
+scout: a clone that lives a worker's life until the handler has the word, notes which pages are its own by then (proc(5), pagemap) and
+ends. A worker that nobody waits for yet asks the kernel for all of them with one call, right after the clone (process_madvise(2) with
+MADV_POPULATE_WRITE; those of the libraries with MADV_POPULATE_READ): it is a spare's time then, and not its client's.
 
 Linux 6.14 is the first that does this for the calling process; elsewhere workers take their pages one by one.
 """
@@ -42,8 +42,8 @@ RANGES_MAX = 1024
 _PROT_READ, _PROT_WRITE, _MAP_SHARED, _MAP_ANONYMOUS = 1, 2, 1, 32
 _FAILED = ctypes.c_void_p(-1).value
 _libc = ctypes.PyDLL(None, use_errno=True)
-_prctl = _libc.prctl
-_libc.syscall.restype = ctypes.c_long
+_prctl, _syscall = _libc.prctl, _libc.syscall
+_syscall.restype = ctypes.c_long
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
@@ -51,69 +51,85 @@ _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 def possible() -> bool:
     """Say whether this kernel populates the caller's own pages: asked for none, it says whether it would."""
-    answer: int = _libc.syscall(_PROCESS_MADVISE, _PIDFD_SELF, None, 0, _MADV_POPULATE_WRITE, None)
+    answer: int = _syscall(_PROCESS_MADVISE, _PIDFD_SELF, None, 0, _MADV_POPULATE_WRITE, None)
     return answer == 0
 
 
-class Survey:
-    """What a scout notes, in memory that it shares with its mold: the pagemap's entries of each area that was there before the fork.
+def take(calls: list[Call]) -> None:
+    """Make these system calls. One that fails takes nothing, and what it would have taken comes by faults."""
+    for call in calls:
+        _syscall(*call)
 
-    Everything is made before the fork, so that noting takes few pages.
+
+class Survey:
+    """What two scouts note, in memory that they share with their mold: the pagemap's entries of each area that was there before them.
+
+    The first looks where a worker takes its pages, the second where the handler has the word; what the second has and the first has not
+    is what there is to take. What noting itself takes is in both. Everything is made before, so that it takes little.
     """
 
     def __init__(self) -> None:
         """Raises OSError."""
         self._areas = list(_areas())
         self._spans = list(_spans(self._areas))
-        self._size = sum(end - start for start, end in self._spans) // _PAGE * _ENTRY
+        size = sum(end - start for start, end in self._spans) // _PAGE * _ENTRY
+        self._size = 2 * size
         address = _libc.mmap(None, self._size, _PROT_READ | _PROT_WRITE, _MAP_SHARED | _MAP_ANONYMOUS, -1, 0)
         if address == _FAILED:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
         self._address: int = address
         memory = memoryview((ctypes.c_ubyte * self._size).from_address(address)).cast("B")
-        # Where in the pagemap each span begins, and the room for it.
-        self._plan: list[tuple[int, list[memoryview]]] = []
+        self.first, self.second = self._plan(memory[:size]), self._plan(memory[size:])
+
+    def _plan(self, memory: memoryview) -> list[tuple[int, list[memoryview]]]:
+        """Return where in the pagemap each span begins, and the room for it."""
+        plan = []
         for start, end in self._spans:
             size = (end - start) // _PAGE * _ENTRY
-            self._plan.append((start // _PAGE * _ENTRY, [memory[:size]]))
+            plan.append((start // _PAGE * _ENTRY, [memory[:size]]))
             memory = memory[size:]
-
-    def note(self, pagemap: str) -> None:
-        """Note what this file says of the pages. Raises OSError."""
-        fd = open_file(pagemap, 0)
-        for offset, room in self._plan:
-            preadv(fd, room, offset)
-        close(fd)
-
-    def tell(self, code: int) -> None:
-        """Note which pages this process has by now, and end."""
-        status = 1
-        try:
-            # A process that has changed its user may not look at its own pagemap otherwise (proc(5)).
-            _prctl(_PR_SET_DUMPABLE, 1, None, None, None)
-            self.note("/proc/self/pagemap")
-            status = 0
-        finally:
-            leave(status)
+        return plan
 
     def calls(self) -> list[Call]:
-        """Return the arguments of the system calls that take what was noted; and give the memory back."""
+        """Return the arguments of the system calls that take what there is to take; and give the memory back."""
         copied, read = bytearray(), bytearray()
-        for (begin, _), (_, (entries,)) in zip(self._spans, self._plan, strict=True):
-            words = entries.cast("Q")
+        for (begin, _), (_, (early,)), (_, (late,)) in zip(self._spans, self.first, self.second, strict=True):
+            before, after = early.cast("Q"), late.cast("Q")
             for start, end, written in self._areas:
-                if begin <= start < begin + len(words) * _PAGE:
-                    part = words[(start - begin) // _PAGE : (end - begin) // _PAGE]
+                if begin <= start < begin + len(after) * _PAGE:
+                    part = slice((start - begin) // _PAGE, (end - begin) // _PAGE)
+                    taken = _taken(before[part], after[part], _PRESENT | _EXCLUSIVE if written else _PRESENT)
                     if written:
-                        for first, count in _runs(part, _PRESENT | _EXCLUSIVE):
+                        for first, count in _runs(taken):
                             copied += _RANGE.pack(start + first * _PAGE, count * _PAGE)
                     else:
-                        for window in _windows(part, start // _PAGE):
+                        for window in _windows(taken, start // _PAGE):
                             read += _RANGE.pack(window * _PAGE, _PAGE)
-        self._plan.clear()
+        self.first.clear()
+        self.second.clear()
         _libc.munmap(self._address, self._size)
         return [*_call(bytes(read), _MADV_POPULATE_READ), *_call(bytes(copied), _MADV_POPULATE_WRITE)]
+
+
+def note(pagemap: str, plan: list[tuple[int, list[memoryview]]]) -> None:
+    """Note what this file says of the pages. Raises OSError."""
+    fd = open_file(pagemap, 0)
+    for offset, room in plan:
+        preadv(fd, room, offset)
+    close(fd)
+
+
+def tell(plan: list[tuple[int, list[memoryview]]], connection: object = None) -> None:
+    """Note which pages this process has by now, and end."""
+    status = 1
+    try:
+        # A process that has changed its user may not look at its own pagemap otherwise (proc(5)).
+        _prctl(_PR_SET_DUMPABLE, 1, None, None, None)
+        note("/proc/self/pagemap", plan)
+        status = 0
+    finally:
+        leave(status)
 
 
 def _areas() -> Iterator[tuple[int, int, bool]]:
@@ -137,24 +153,33 @@ def _spans(areas: list[tuple[int, int, bool]]) -> Iterator[tuple[int, int]]:
     yield begin, until
 
 
-def _runs(entries: memoryview, wanted: int) -> Iterator[tuple[int, int]]:
-    """Yield first and number of each run of entries that have all these bits."""
-    first = None
-    for number, entry in enumerate((*entries, 0)):
-        if entry & wanted == wanted:
-            first = number if first is None else first
-        elif first is not None:
-            yield first, number - first
-            first = None
+def _taken(before: memoryview, after: memoryview, wanted: int) -> Iterator[int]:
+    """Yield the numbers of the entries that have all these bits after, and had not before."""
+    for number, (early, late) in enumerate(zip(before, after, strict=True)):
+        if late & wanted == wanted and early & wanted != wanted:
+            yield number
 
 
-def _windows(entries: memoryview, page: int) -> Iterator[int]:
+def _runs(numbers: Iterator[int]) -> Iterator[tuple[int, int]]:
+    """Yield first and count of each run of numbers that follow one another."""
+    first = last = -2
+    for number in numbers:
+        if number != last + 1:
+            if first >= 0:
+                yield first, last + 1 - first
+            first = number
+        last = number
+    if first >= 0:
+        yield first, last + 1 - first
+
+
+def _windows(numbers: Iterator[int], page: int) -> Iterator[int]:
     """Yield one page of each neighbourhood that is in memory: a fault for one page maps what is there around it (fault_around_bytes)."""
     last = -1
-    for number, entry in enumerate(entries, page):
-        if entry & _PRESENT and number // _AROUND != last:
-            last = number // _AROUND
-            yield number
+    for number in numbers:
+        if (page + number) // _AROUND != last:
+            last = (page + number) // _AROUND
+            yield page + number
 
 
 def _call(ranges: bytes, advice: int) -> Iterator[Call]:

@@ -25,7 +25,7 @@ from sys import byteorder
 
 from poold import __version__, channel
 from poold.address import Endpoint
-from poold.channel import FD_SIZE, Outcome, Wire, Word, read_assignment, read_slot, receive_with, report
+from poold.channel import FD_SIZE, Outcome, Wire, Word, read_assignment, read_order, receive_with, report
 from poold.connection import Connection
 from poold.log import log, trace
 from poold.pages import Activity
@@ -124,6 +124,7 @@ class Worker:
         "ready",
         "setsid",
         "settings",
+        "take_pages",
     )
 
     def __init__(self, *, master: int, mold: int, activity: int, phase: PhaseView, settings: Mapping[str, Any]) -> None:
@@ -144,6 +145,8 @@ class Worker:
         # What a rehearsal must not do.
         self.setsid: Callable[[], object] = os.setsid
         self.leave: Callable[[int], object] = os._exit
+        # Takes the pages that will be needed, while nobody waits for them.
+        self.take_pages: Callable[[], object] = _no_pages
         # What is a clone's own.
         self._slot = 0
         self._channel: Wire
@@ -152,6 +155,9 @@ class Worker:
 
     def live(self, orders: bytes, fds: bytes, at: int) -> int:
         """Become a process of one's own, serve until the master closes the channel or the last connection is served; return the status."""
+        self._slot, _, ahead = read_order(orders, at // FD_SIZE)
+        if ahead:
+            self.take_pages()
         close(self.mold)
         fd = from_bytes(fds[at : at + FD_SIZE], byteorder)
         for later in range(at + FD_SIZE, len(fds), FD_SIZE):
@@ -161,7 +167,6 @@ class Worker:
         if not die_with(self.master):
             return 0
         show(_SPARE)
-        self._slot = read_slot(orders, at // FD_SIZE)
         self._channel = end = Wire(_AF_UNIX, _SOCK_SEQPACKET, 0, fd)
         _say(end, self.born)
         if not self.ready:
@@ -307,6 +312,10 @@ class Worker:
     def extend_deadline(self, seconds: float) -> None:
         """Ask for time until `seconds` from now."""
         self._activity().extend_deadline(time.monotonic() + seconds)
+
+
+def _no_pages() -> None:
+    """Take none: they come when they are needed."""
 
 
 def _nothing(signum: int, frame: object) -> None:
