@@ -3,9 +3,8 @@
 All are SOCK_SEQPACKET pairs: a message arrives whole or not at all, with its descriptor, and the other side's end is EOF. What
 comes from a child is gossip: bounded, checked, and about that child alone, because who speaks is known by the channel.
 
-Master → mold    Orders, at most `ORDERS_MAX`: each slot, incarnation, ahead (0 or 1: nobody waits for this worker yet); descriptors: for
-                 each the worker's end of a new channel
-Mold → master    Hello: version · Ready: threads (0 or 1) · Failed: text · Answer: the orders, and for each a pid or an errno
+Master → mold    Order: slot, incarnation, ahead (0 or 1: nobody waits for this worker yet); descriptor: the worker's end of a new channel
+Mold → master    Hello: version · Ready: threads (0 or 1) · Failed: text · Answer: the order, and a pid or an errno
 Master → worker  Assignment: session, family, peer, listener; descriptor: the connection. EOF: leave
 Worker → master  Report: BORN version, ready (0 or 1) · READY · ACK session · NACK session, errno · EXEC session ·
                  NOEXEC session, errno · DONE session, outcome
@@ -22,18 +21,10 @@ from enum import IntEnum
 
 from poold.errors import ProtocolError
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
-    from collections.abc import Iterable
-
 _CREDENTIALS = struct.Struct("3i")
 _CREDENTIALS_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size)
 _DESCRIPTOR = struct.Struct("i")
 _DESCRIPTOR_SPACE = socket.CMSG_SPACE(_DESCRIPTOR.size)
-# Orders in one message. More would not make a clone cheaper, and the mold answers when it has worked off all of them: with a very large
-# handler, whose clones take long, that must not look like a mold that hangs.
-ORDERS_MAX = 8
-_DESCRIPTORS_SPACE = socket.CMSG_SPACE(_DESCRIPTOR.size * ORDERS_MAX)
 # As plain numbers: an enumeration's member costs a worker several pages at each use.
 _AF_UNIX, _SOCK_SEQPACKET, _SOL_SOCKET = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET), int(socket.SOL_SOCKET)
 _SCM_RIGHTS, _SCM_CREDENTIALS = int(socket.SCM_RIGHTS), int(socket.SCM_CREDENTIALS)
@@ -144,9 +135,9 @@ def wire(fd: int) -> Wire:
     return Wire(_AF_UNIX, _SOCK_SEQPACKET, 0, fd)
 
 
-def send_with(end: Wire, data: bytes, *fds: int) -> None:
-    """Send one message with these descriptors; the caller still owns them. Raises OSError."""
-    end.sendmsg((data,), ((_SOL_SOCKET, _SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds)),), _MSG_NOSIGNAL)
+def send_with(end: Wire, data: bytes, fd: int) -> None:
+    """Send one message with one descriptor; the caller still owns it. Raises OSError."""
+    end.sendmsg((data,), ((_SOL_SOCKET, _SCM_RIGHTS, _DESCRIPTOR.pack(fd)),), _MSG_NOSIGNAL)
 
 
 def receive_with(end: Wire, size: int) -> tuple[bytes, int | None]:
@@ -192,52 +183,40 @@ class MoldWord(IntEnum):
     ANSWER = 4
 
 
-# Slot, incarnation, ahead.
-Order = tuple[int, int, int]
 _ORDER = struct.Struct("<III")
-ORDER_SIZE, FD_SIZE = _ORDER.size, _DESCRIPTOR.size
-_ORDERS_SIZE = ORDER_SIZE * ORDERS_MAX
+ORDER_SIZE = _ORDER.size
 # What a mold says begins with it in every version: an upgrade's mold speaks to a master of the version before.
 _MOLD_HEAD = struct.Struct("<B15xi")
-# An answer is this head, the message with the orders, and for each of them what was made: a pid, or an errno below 0.
+# An answer is this head, the order, and what was made: a pid, or an errno below 0. Bytes, because a mold writes to as few pages as it can
+# between two clones.
 ANSWER_HEAD = _MOLD_HEAD.pack(MoldWord.ANSWER, 0)
 MADE = struct.Struct("<i")
 
 
 class MoldReport:
-    """What a mold says: `text` a version or a reason, `number` its threads (READY), `answers` what became of orders (ANSWER).
+    """What a mold says: `text` a version or a reason, `number` its threads (READY), `answer` what became of an order (ANSWER).
 
     An answer is slot, incarnation, pid and errno; both of the last are 0 where they say nothing.
     """
 
-    __slots__ = ("answers", "number", "text", "word")
+    __slots__ = ("answer", "number", "text", "word")
 
-    def __init__(self, word: MoldWord, *, number: int, text: str, answers: list[tuple[int, int, int, int]]) -> None:
+    def __init__(self, word: MoldWord, *, number: int = 0, text: str = "", answer: tuple[int, int, int, int] = (0, 0, 0, 0)) -> None:
         self.word = word
         self.number = number
         self.text = text
-        self.answers = answers
+        self.answer = answer
 
 
-def send_orders(end: Wire, orders: Iterable[Order], fds: Iterable[int]) -> None:
-    """Order at most `ORDERS_MAX` workers; the descriptors are still the caller's. Raises OSError."""
-    send_with(end, b"".join([_ORDER.pack(*order) for order in orders]), *fds)
+def order(slot: int, incarnation: int, *, ahead: bool) -> bytes:
+    """Return the bytes of an order for a worker."""
+    return _ORDER.pack(slot, incarnation, ahead)
 
 
-def receive_orders(end: Wire) -> tuple[bytes, bytes]:
-    """Wait for orders, and return the message and its descriptors, which the caller then owns, as bytes; no message is EOF.
-
-    Order `n` is at `n * ORDER_SIZE`, its descriptor at `n * FD_SIZE`; where the kernel has dropped descriptors (recvmsg(2),
-    MSG_CTRUNC), the last orders have none. Bytes, because a mold writes to as few pages as it can between two clones.
-    """
-    data, ancillary, _, _ = end.recvmsg(_ORDERS_SIZE, _DESCRIPTORS_SPACE, _MSG_CMSG_CLOEXEC)
-    return data, ancillary[0][2] if ancillary else b""
-
-
-def read_order(orders: bytes, number: int) -> Order:
-    """Return one of the orders of a message."""
-    order: Order = _ORDER.unpack_from(orders, number * ORDER_SIZE)
-    return order
+def read_order(data: bytes) -> tuple[int, int, int]:
+    """Return slot, incarnation and ahead of an order."""
+    slot, incarnation, ahead = _ORDER.unpack(data)
+    return slot, incarnation, ahead
 
 
 def mold_report(word: MoldWord, *, number: int = 0, text: str = "") -> bytes:
@@ -254,14 +233,9 @@ def receive_mold_report(end: Wire) -> MoldReport | None:
         raise ProtocolError(f"a mold's message {data[0]} of {len(data)} bytes does not exist")
     word, number = _MOLD_HEAD.unpack_from(data)
     rest = data[_MOLD_HEAD.size :]
-    if word == MoldWord.ANSWER:
-        return MoldReport(MoldWord.ANSWER, number=number, text="", answers=_read_answers(rest))
-    return MoldReport(MoldWord(word), number=number, text=rest.decode("utf-8", "replace"), answers=[])
-
-
-def _read_answers(data: bytes) -> list[tuple[int, int, int, int]]:
-    count, odd = divmod(len(data), ORDER_SIZE + FD_SIZE)
-    if odd:
-        raise ProtocolError(f"answers of {len(data)} bytes")
-    orders, made = _ORDER.iter_unpack(data[: count * ORDER_SIZE]), MADE.iter_unpack(data[count * ORDER_SIZE :])
-    return [(slot, incarnation, max(0, pid), max(0, -pid)) for (slot, incarnation, _), (pid,) in zip(orders, made, strict=True)]
+    if word != MoldWord.ANSWER:
+        return MoldReport(MoldWord(word), number=number, text=rest.decode("utf-8", "replace"))
+    if len(rest) != ORDER_SIZE + MADE.size:
+        raise ProtocolError(f"an answer of {len(rest)} bytes")
+    (slot, incarnation, _), (made,) = _ORDER.unpack_from(rest), MADE.unpack_from(rest, ORDER_SIZE)
+    return MoldReport(MoldWord.ANSWER, answer=(slot, incarnation, max(0, made), max(0, -made)))

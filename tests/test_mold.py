@@ -279,16 +279,6 @@ def test_a_spare_has_its_pages_before_its_client_comes(poold: Poold, user: str |
     assert user is None or os.stat(f"/proc/{mold_of(daemon)}/maps").st_uid == 0
 
 
-def test_a_worker_holds_no_end_of_a_sibling(poold: Poold) -> None:
-    """Workers that were ordered with one message have the descriptors of a single one, and a spare that leaves is not held by another."""
-    daemon = poold(options={"pool.min_spare": 8, "pool.max_spare": 8}).start()
-    daemon.metric("poold_children", 8, kind="worker", state="spare")
-    pids = [row["pid"] for row in daemon.children("worker")]
-    for pid in pids:
-        assert sum(name.startswith("socket:") for name in open_files(pid).values()) == 1
-    assert len({name for pid in pids for name in open_files(pid).values() if name.startswith("socket:")}) == len(pids)
-
-
 def test_a_scout_leaves_the_handler_alone(poold: Poold) -> None:
     """With preload = false nothing of the handler is imported in the mold, whatever is rehearsed there."""
     daemon = poold()

@@ -5,12 +5,12 @@ Workers that live do not notice any of it: they are the master's own children.
 
 import errno
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from poold import __version__, channel
-from poold.channel import MoldReport, MoldWord, Order
+from poold.channel import MoldReport, MoldWord
 from poold.errors import ProtocolError
 from poold.log import log
 from poold.master.births import Exit, Throttle
@@ -164,15 +164,15 @@ class Molds:
             candidate.prepared = None
             self._ladder.retire(candidate.child)
 
-    def order(self, orders: Sequence[Order], fds: Sequence[int]) -> Child:
-        """Send orders, each with its descriptor, to the mold in use and return its row. Raises OSError."""
+    def order(self, order: bytes, fd: int) -> Child:
+        """Send an order to the mold in use and return its row. Raises OSError."""
         mold = self._used
         if mold is None or mold.child.channel is None or not mold.child.ready:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
-        channel.send_orders(mold.child.channel, orders, fds)
-        if not mold.unanswered:
+        channel.send_with(mold.child.channel, order, fd)
+        mold.unanswered += 1
+        if mold.unanswered == 1:
             self._ladder.within(mold.child, SILENCE, partial(self._silent, mold))
-        mold.unanswered += len(orders)
         return mold.child
 
     def hear_out(self, child: Child) -> None:
@@ -237,14 +237,13 @@ class Molds:
             self._orders.send = self.order
 
     def _answered(self, mold: Mold, report: MoldReport) -> None:
-        mold.unanswered = max(0, mold.unanswered - len(report.answers))
+        mold.unanswered = max(0, mold.unanswered - 1)
         if not mold.child.leaving:
             if mold.unanswered:
                 self._ladder.within(mold.child, SILENCE, partial(self._silent, mold))
             else:
                 self._ladder.relax(mold.child)
-        for answer in report.answers:
-            self._orders.answered(*answer)
+        self._orders.answered(*report.answer)
 
     def _too_slow(self, mold: Mold) -> None:
         mold.reason = f"the handler's import took longer than timeouts.import ({mold.seconds:g} s)"

@@ -1,13 +1,9 @@
-"""Orders to the mold: how many may be placed, and what becomes of each until its worker is ready or is given up.
+"""Orders to the mold: how many may be placed, and what becomes of each until its worker is ready or is given up."""
 
-Several go in one message, because a message wakes both sides once, however many orders there are in it.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from poold import channel
-from poold.channel import Order, Wire
 from poold.log import log
 from poold.master.births import Births
 from poold.master.children import Child, ChildTable
@@ -29,8 +25,8 @@ class Orders:
         self._table = table
         self._births = births
         self._ladder = ladder
-        # Sends orders with a descriptor each to a mold and returns that mold; raises OSError. Set by the molds' keeper.
-        self.send: Callable[[Sequence[Order], Sequence[int]], Child] | None = None
+        # Sends an order with its descriptor to a mold and returns that mold; raises OSError. Set by the molds' keeper.
+        self.send: Callable[[bytes, int], Child] | None = None
         # Told that a worker has said something.
         self.on_readable: Callable[[Child], object] = lambda child: None
         self.stopping = False
@@ -49,51 +45,31 @@ class Orders:
 
     def place(self, count: int, *, ahead: bool) -> None:
         """Order so many workers, as far as they can be ordered. `ahead` says that nobody waits for them yet."""
-        while count > 0:
-            asked = min(count, channel.ORDERS_MAX)
-            if self._place(asked, ahead) < asked:
+        for _ in range(count):
+            if not self._place(ahead):
                 return
-            count -= asked
 
-    def _place(self, count: int, ahead: bool) -> int:
-        """Claim slots for that many workers and order them with one message; return how many were ordered."""
+    def _place(self, ahead: bool) -> bool:
         assert self.send is not None
-        claimed: list[Child] = []
-        theirs: list[Wire] = []
-        try:
-            for _ in range(count):
-                claimed.append(self._claim(theirs))  # noqa: PERF401 -- those that were claimed before one fails are kept
-        except OSError as error:
-            self._failed(error.errno or 0, "no descriptors for a channel")
-        try:
-            if claimed:
-                mold = self.send([(child.slot, child.incarnation, ahead) for child in claimed], [end.fileno() for end in theirs])
-        except OSError as error:
-            for child in claimed:
-                self.forget(child)
-            claimed.clear()
-            self._failed(error.errno or 0, "the mold cannot be reached")
-        for end in theirs:
-            end.close()
-        for child in claimed:
-            child.mold = mold
-            self._births.begin(child)
-            self._ladder.within(child, self._birth_seconds(), partial(self._not_ready, child))
-        return len(claimed)
-
-    def _claim(self, theirs: list[Wire]) -> Child:
-        """Claim a slot for a worker with a channel, whose other end is added to `theirs`. Raises OSError, with nothing claimed."""
         child = self._table.claim(Kind.WORKER, generation=self._current.generation, now=self._loop.clock())
         try:
-            child.channel, end = channel.pair()
-            theirs.append(end)
-            self._loop.watch(child.channel, partial(self.on_readable, child))
-        except OSError:
-            if child.channel is not None:
-                theirs.pop().close()
+            child.channel, theirs = channel.pair()
+        except OSError as error:
             self.forget(child)
-            raise
-        return child
+            self._failed(error.errno or 0, "no descriptors for a channel")
+            return False
+        try:
+            self._loop.watch(child.channel, partial(self.on_readable, child))
+            child.mold = self.send(channel.order(child.slot, child.incarnation, ahead=ahead), theirs.fileno())
+        except OSError as error:
+            self.forget(child)
+            self._failed(error.errno or 0, "the mold cannot be reached")
+            return False
+        finally:
+            theirs.close()
+        self._births.begin(child)
+        self._ladder.within(child, self._birth_seconds(), partial(self._not_ready, child))
+        return True
 
     def _birth_seconds(self) -> float:
         """Return how long an ordered worker may take until it is ready."""

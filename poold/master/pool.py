@@ -91,7 +91,7 @@ class Pool:
             handover.feed()
             wanted = len(handover.waiting) - len(handover.spares) - self._orders.coming()
             if wanted > 0:
-                # Spares have run out: those for the next few go into the same message.
+                # Spares have run out: those for the next few are ordered along.
                 wanted += 0 if self.draining or self.resting else settings.min_spare
                 self._orders.place(min(wanted, self._orders.left(), CHANGES_MAX), ahead=False)
         # Spares that sessions wait for, while hand-overs are held back, are nobody's surplus.
@@ -101,7 +101,7 @@ class Pool:
 
     def refill(self) -> None:
         """Order the spares that are missing; called when the loop is idle, so that no session waits for the fork of another's."""
-        self._orders.place(min(self._missing_spares(), channel.ORDERS_MAX), ahead=True)
+        self._orders.place(min(self._missing_spares(), CHANGES_MAX), ahead=True)
 
     def read(self, child: Child) -> bool:
         """Act on what a worker says, a bounded number of words; say whether there may be more."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from errno import EAGAIN, EMFILE
 from os import close
 from socket import MSG_NOSIGNAL
-from sys import byteorder
 
-from poold.channel import ANSWER_HEAD, FD_SIZE, MADE, ORDER_SIZE, receive_orders
+from poold.channel import ANSWER_HEAD, MADE, ORDER_SIZE, receive_with
 from poold.worker.main import live
 
 TYPE_CHECKING = False
@@ -18,7 +17,7 @@ if TYPE_CHECKING:  # without loading typing, whose weight every worker would car
     from poold.worker.main import Worker
 
 _MSG_NOSIGNAL = int(MSG_NOSIGNAL)
-pack, from_bytes = MADE.pack, int.from_bytes
+pack = MADE.pack
 
 
 def work_off(end: Wire, clone_worker: Callable[[], int], worker: Worker) -> None:
@@ -27,25 +26,23 @@ def work_off(end: Wire, clone_worker: Callable[[], int], worker: Worker) -> None
     One function with little in it: every page that it writes to is copied again after each clone.
     """
     while True:
-        orders, fds = receive_orders(end)
-        if not orders:
+        order, fd = receive_with(end, ORDER_SIZE)
+        if not order:
             return
-        made = b""
-        for at in range(0, len(fds), FD_SIZE):
-            fd = from_bytes(fds[at : at + FD_SIZE], byteorder)
+        if fd is None:
+            # What made the kernel drop the descriptor.
+            made = -EMFILE
+        else:
             try:
-                pid = clone_worker()
+                made = clone_worker()
             except OSError as error:
-                pid = -(error.errno or EAGAIN)
-            if pid:
+                made = -(error.errno or EAGAIN)
+            if made:
                 close(fd)
             else:
-                live(worker, orders, fds, at)
-            made += pack(pid)
-        # What made the kernel drop the last descriptors.
-        made += pack(-EMFILE) * (len(orders) // ORDER_SIZE - len(fds) // FD_SIZE)
+                live(worker, order, fd)
         try:
-            end.send(ANSWER_HEAD + orders + made, _MSG_NOSIGNAL)
+            end.send(ANSWER_HEAD + order + pack(made), _MSG_NOSIGNAL)
         except BrokenPipeError:
             # The master has let go of this mold, or is gone.
             return

@@ -67,7 +67,7 @@ class Scene:
         self.to_worker, self.theirs = channel.pair()
         self.near, self.far = socket.socketpair()
         worker.mold = os.dup(self.mold.fileno())
-        channel.send_orders(self.to_mold, [(0, number, 1)], [self.theirs.fileno()])
+        channel.send_with(self.to_mold, channel.order(0, number, ahead=True), self.theirs.fileno())
         self.to_mold.shutdown(socket.SHUT_WR)
         assignment = Assignment(session=number, family=socket.AF_INET, host="127.0.0.1", port=number, flow=0, scope=0, listener="rehearsal")
         channel.send_with(self.to_worker, assignment.pack(), self.near.fileno())
@@ -124,7 +124,7 @@ def _send_scout(worker: Worker, **told: Callable[..., object]) -> bool:
         os.close(worker.mold)
         scene.close()
     assert answered is not None
-    _, _, pid, _ = answered.answers[0]
+    _, _, pid, _ = answered.answer
     return pid > 0 and ended_well(pid)
 
 

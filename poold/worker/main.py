@@ -21,11 +21,10 @@ from _signal import signal as set_disposition  # type: ignore[import-not-found] 
 from gc import enable as collect_garbage
 from os import close
 from socket import socket as Socket  # noqa: N812 -- as a name of its own: a module on the way would be another page to copy
-from sys import byteorder
 
 from poold import __version__, channel
 from poold.address import Endpoint
-from poold.channel import FD_SIZE, Outcome, Wire, Word, read_assignment, read_order, receive_with, report
+from poold.channel import Outcome, Wire, Word, read_assignment, read_order, receive_with, report
 from poold.connection import Connection
 from poold.log import log, trace
 from poold.pages import Activity
@@ -51,7 +50,6 @@ _MSG_NOSIGNAL = int(socket.MSG_NOSIGNAL)
 _ACK, _NACK, _DONE = int(Word.ACK), int(Word.NACK), int(Word.DONE)
 _OK, _EXIT, _CLIENT_GONE = int(Outcome.OK), int(Outcome.EXIT), int(Outcome.CLIENT_GONE)
 _SPARE = titled("spare")
-from_bytes = int.from_bytes
 
 
 def file_of(fd: int) -> tuple[int, int]:
@@ -60,14 +58,14 @@ def file_of(fd: int) -> tuple[int, int]:
     return info.st_dev, info.st_ino
 
 
-def live(worker: Worker, orders: bytes, fds: bytes, at: int) -> None:
-    """Be the worker of one of these orders until the end of the process. To be called in the clone.
+def live(worker: Worker, order: bytes, fd: int) -> None:
+    """Be the worker of this order until the end of the process; `fd` is its end of the channel to the master.
 
-    The descriptor at `at` is its end of the channel to the master, those that come later it has by chance (`poold.channel`).
+    To be called in the clone.
     """
     code = 70
     try:
-        code = worker.live(orders, fds, at)
+        code = worker.live(order, fd)
     except SystemExit as leaving:
         code = _exit_code(leaving)
     except BaseException as error:
@@ -153,15 +151,12 @@ class Worker:
         self._title = ""
         self._page: Activity | None = None
 
-    def live(self, orders: bytes, fds: bytes, at: int) -> int:
+    def live(self, order: bytes, fd: int) -> int:
         """Become a process of one's own, serve until the master closes the channel or the last connection is served; return the status."""
-        self._slot, _, ahead = read_order(orders, at // FD_SIZE)
+        self._slot, _, ahead = read_order(order)
         if ahead:
             self.take_pages()
         close(self.mold)
-        fd = from_bytes(fds[at : at + FD_SIZE], byteorder)
-        for later in range(at + FD_SIZE, len(fds), FD_SIZE):
-            close(from_bytes(fds[later : later + FD_SIZE], byteorder))
         setsid = self.setsid
         setsid()
         if not die_with(self.master):
