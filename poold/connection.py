@@ -39,20 +39,21 @@ class Connection:
     `[server.options]`. `tls` is the client's certificate or None.
     """
 
-    __slots__ = ("_desk", "_local", "_reader", "_writer", "id", "listener", "options", "peer", "socket", "tls")
+    __slots__ = ("_desk", "_local", "_peer", "_reader", "_writer", "id", "listener", "options", "socket", "tls")
 
     def __init__(  # noqa: PLR0917 -- a call with keywords makes a dictionary of them, in each worker
         self,
         socket: socketlib.socket,
         id: int,
-        peer: Endpoint,
+        peer: Endpoint | tuple[str, int],
         listener: str,
         options: Mapping[str, Any],
         desk: Desk,
     ) -> None:
         self.socket = socket
         self.id = id
-        self.peer = peer
+        # An IPv4 client's address stays as it came until somebody asks: many a session never does.
+        self._peer = peer
         self.listener = listener
         self.options = options
         self.tls: Mapping[str, Any] | None = None
@@ -60,6 +61,13 @@ class Connection:
         self._local: Endpoint | None = None
         self._reader: io.BufferedReader | None = None
         self._writer: io.BufferedWriter | None = None
+
+    @property
+    def peer(self) -> Endpoint:
+        """The client's end."""
+        if isinstance(self._peer, tuple):
+            self._peer = Endpoint.of(socketlib.AF_INET, self._peer)
+        return self._peer
 
     @property
     def local(self) -> Endpoint:

@@ -2,8 +2,8 @@
 
 Which of the mold's pages a worker writes to on its way to the handler is always the same: objects lie where they lie. So the mold sends a
 scout: a clone that lives a worker's life until the handler has the word, notes which pages are its own by then (proc(5), pagemap) and
-ends. A worker that nobody waits for yet asks the kernel for all of them with one call, right after the clone (process_madvise(2) with
-MADV_POPULATE_WRITE; those of the libraries with MADV_POPULATE_READ): it is a spare's time then, and not its client's.
+ends. A worker that nobody waits for yet asks the kernel for all of them, right after the clone (process_madvise(2), one call with
+MADV_POPULATE_WRITE, and one for the libraries' with MADV_POPULATE_READ): it is a spare's time then, and not its client's.
 
 Linux 6.14 is the first that does this for the calling process; elsewhere workers take their pages one by one.
 """
@@ -34,7 +34,9 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PRESENT, _EXCLUSIVE = 1 << 63, 1 << 56
 _ENTRY = 8
 _RANGE = struct.Struct("NN")
+# Pages that the kernel maps around one that is only read (fault_around_bytes, 64 kB by default).
 _AROUND = 16
+# Bytes between two areas that are looked at together.
 _GAP_MAX = 64 << 20
 # The kernel takes so many ranges in one call (readv(2), IOV_MAX).
 RANGES_MAX = 1024
@@ -133,11 +135,14 @@ def tell(plan: list[tuple[int, list[memoryview]]], connection: object = None) ->
 
 
 def _areas() -> Iterator[tuple[int, int, bool]]:
-    """Yield begin and end of each private area of this process, and whether it may be written to (proc(5), maps)."""
+    """Yield begin and end of each private area of this process, and whether it may be written to (proc(5), maps).
+
+    Not the kernel's own, [vvar] and [vdso]: they cannot be populated, and a call ends at the first range that cannot.
+    """
     with open("/proc/self/maps", "rb") as maps:
         for line in maps:
-            place, permissions, _ = line.split(None, 2)
-            if permissions.startswith(b"r") and permissions.endswith(b"p"):
+            place, permissions, rest = line.split(None, 2)
+            if permissions.startswith(b"r") and permissions.endswith(b"p") and b"[v" not in rest:
                 start, _, end = place.partition(b"-")
                 yield int(start, 16), int(end, 16), permissions[1:2] == b"w"
 

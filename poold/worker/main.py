@@ -202,9 +202,10 @@ class Worker:
             # What made the kernel drop it.
             _say(end, report(_NACK, session, errno.EMFILE))
         accepted = Socket(family, _SOCK_STREAM, 0, fd)
+        peer: Endpoint | tuple[str, int]
         if family == _AF_INET:
-            # The most frequent one, without the calls that the others make.
-            peer, shown = Endpoint(family, (host, port), host, port), f"{host}:{port}"
+            # The most frequent one, without what the others need.
+            peer, shown = (host, port), f"{host}:{port}"
         else:
             peer = Endpoint.unix_peer(accepted) if family == _AF_UNIX else Endpoint.of(family, (host, port, flow, scope))
             shown = str(peer)

@@ -1,7 +1,9 @@
 """An upgrade in place and the descriptor store: what a new program takes over from the old one, and a new master from a dead one."""
 
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from tests.support import eventually
 from tests.systemd.unit import Unit
 
 Take = Callable[..., Unit]
+ROOT = Path(__file__).parent.parent.parent
 
 
 def upgraded(pool: Unit) -> bool:
@@ -61,6 +64,31 @@ def test_stored_listeners(unit: Take) -> None:
     with pool.connect() as early:
         assert early.ask("echo waited") == "waited"
     assert (pool.show("NRestarts"), pool.show("NFileDescriptorStore")) == ("1", stored)
+
+
+def test_a_new_program_that_dies(unit: Take) -> None:
+    """When the new program dies in the master's place, sessions end, systemd starts another one, and that serves who came meanwhile."""
+    pool = unit()
+    code = pool.machine.path("/opt/code/poold")
+    shutil.copytree(ROOT / "poold", code, ignore=shutil.ignore_patterns("__pycache__"))
+    pool.configure()
+    pool.drop_in("[Service]\nRestartSec=3\nEnvironment=PYTHONPATH=/opt/code\n")
+    pool.start()
+    master = pool.master
+    eventually(lambda: int(pool.show("NFileDescriptorStore")) >= 1, "the listener is stored")
+    takeover = code / "master" / "takeover.py"
+    # It can be imported, which is all that a trial sees of it.
+    takeover.write_text(takeover.read_text() + "\n\ndef adopt(*_, **__):\n    import os\n    os._exit(3)\n")
+    with pool.connect() as session:
+        session.ask("pid")
+        assert pool.machine.try_("poold", "upgrade", "--socket", f"{pool.folder}/control.sock").returncode != 0
+        assert session.rest() == b""
+    eventually(lambda: pool.show("SubState") == "auto-restart", "systemd knows")
+    with pool.connect() as early:
+        assert early.ask("echo waited") == "waited"
+    assert (pool.show("ActiveState"), pool.show("NRestarts")) == ("active", "1")
+    assert pool.master != master
+    shutil.rmtree(code.parent)
 
 
 def test_a_listener_that_is_dropped(unit: Take) -> None:
