@@ -68,8 +68,9 @@ def test_storm_of_signals(poold: Poold) -> None:
     while storm.poll() is None:
         with daemon.connect() as client:
             assert client.ask("echo calm") == "calm"
-    started = len(daemon.events("reload_started"))
-    assert 1 <= started < 200
+    # A storm that is over sooner than the loop turns is answered after it.
+    daemon.event("reload_started")
+    assert len(daemon.events("reload_started")) < 200
     assert daemon.metrics().total("poold_loop_errors_total") == 0
     assert daemon.stop() == 0
 
