@@ -104,7 +104,7 @@ HURTING = {
         "poold.master.signals",
         "poold.mold.main",
         "poold.worker.main",
-        "poold.mold.rehearsal",
+        "poold.mold.warmup",
         "poold.exporter.main",
     },
     r"os\.(kill|killpg)": {"poold.master.ladder", "poold.master.probe"},

@@ -225,7 +225,7 @@ def test_weight_of_the_mold(poold: Poold) -> None:
         "poold.mold.compact",
         "poold.mold.main",
         "poold.mold.orders",
-        "poold.mold.rehearsal",
+        "poold.mold.warmup",
         "poold.mold.scout",
         "poold.pages",
         "poold.sandbox",

@@ -51,26 +51,11 @@ class HandOver:
     def begin(self, accepted: Accepted) -> None:
         """Make a session of an accepted connection and give it a spare, or let it wait for one."""
         session = self._sessions.begin(accepted)
+        startup = self._current.config.timeouts.startup
+        session.deadline = self._loop.at(accepted.at + startup, partial(self._startup_over, session))
         log.debug("session_started", session=session.id, peer=session.peer, listener=session.listener)
-        if self._current.config.timeouts.startup < SILENCE:
-            self._limit(session)
-        if self.spares and not self.waiting and self._throttle.open(accepted.at):
-            self._give(session, self.spares.pop())
-        else:
-            self._limit(session)
-            self.waiting.append(session)
-            self.feed()
-
-    def _limit(self, session: Session) -> None:
-        """Let a session wait for its worker no longer than `timeouts.startup`, from its accept."""
-        if session.deadline is None:
-            until = session.accepted_at + self._current.config.timeouts.startup
-            session.deadline = self._loop.at(until, partial(self._startup_over, session))
-
-    def _wait_again(self, session: Session) -> None:
-        """Put a session that did not reach its worker first in the queue."""
-        self._limit(session)
-        self.waiting.appendleft(session)
+        self.waiting.append(session)
+        self.feed()
 
     def feed(self) -> None:
         """Give waiting sessions to spares, as far as there are both."""
@@ -93,7 +78,7 @@ class HandOver:
     def _not_given(self, session: Session, child: Child, error: OSError) -> None:
         """Take back a connection that could not be sent; the worker never got it, so this is no attempt."""
         log.debug("handover_failed", pid=child.pid, session=session.id, errno=errno.errorcode.get(error.errno or 0))
-        self._wait_again(session)
+        self.waiting.appendleft(session)
         self._table.done(child)
         if error.errno in SHORTAGES:
             # The kernel has no room for it, which is not the worker's fault.
@@ -146,7 +131,7 @@ class HandOver:
         log.warning("handover_refused", pid=child.pid, session=number, errno=errno.errorcode.get(error))
         session.attempts -= 1
         child.session = None
-        self._wait_again(session)
+        self.waiting.appendleft(session)
         self._hold_back()
         self._ladder.expel(child, Failure.EXIT)
 
@@ -184,7 +169,7 @@ class HandOver:
             return None
         if not session.acknowledged and session.cause is None:
             if session.attempts < ATTEMPTS_MAX:
-                self._wait_again(session)
+                self.waiting.appendleft(session)
                 return None
             session.decide(Cause.LOST)
         cause = cause_of(session, status=status, client_gone=client_gone)

@@ -122,7 +122,7 @@ def ended_well(pid: int) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def rehearse(times: int) -> None:
+def warm_up(times: int) -> None:
     """Call what a clone calls, without cloning: what is done for the first times in a process is more (PEP 659)."""
     if _GETPPID is not None and CLONE_WORKS:
         for _ in range(times):

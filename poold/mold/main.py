@@ -20,8 +20,8 @@ from poold.log import TRACEBACK_MAX, log, trace
 from poold.mold import clone
 from poold.mold.compact import compact
 from poold.mold.orders import work_off
-from poold.mold.rehearsal import RUNS, rehearse, scout
 from poold.mold.scout import take
+from poold.mold.warmup import RUNS, scout, warm_up
 from poold.pages import PhaseView
 from poold.title import set_title
 from poold.worker import adapters
@@ -64,8 +64,8 @@ class Mold:
         # A signal that comes to a worker before it has set itself up must do what it does to any process.
         for number in altered_dispositions():
             signal.signal(number, signal.SIG_DFL)
-        rehearse(worker)
-        clone.rehearse(RUNS)
+        warm_up(worker)
+        clone.warm_up(RUNS)
         # A collection in a worker would write to every page it shares with its siblings (gc.freeze's documentation).
         gc.collect()
         gc.freeze()

@@ -140,7 +140,7 @@ class Worker:
         self.ready = bool(settings["preload"] or self.command is not None)
         self.born = channel.born(ready=self.ready, version=__version__)
         self._file = file_of(activity)
-        # What a rehearsal must not do.
+        # What a warm-up must not do.
         self.setsid: Callable[[], object] = os.setsid
         self.leave: Callable[[int], object] = os._exit
         # Takes the pages that will be needed, while nobody waits for them.

@@ -31,8 +31,6 @@ if TYPE_CHECKING:  # without loading typing, whose weight every worker would car
 
 # Code is specialized after 8 to 16 runs (CPython 3.11 to 3.13).
 RUNS = 20
-# What many a handler asks for first. Given back, it stays at the top of the C library's heap, and a worker need not ask the kernel.
-FIRST_BUFFER = 65536
 
 
 class Stage:
@@ -79,7 +77,7 @@ class Scene:
             end.close()
 
 
-def rehearse(worker: Worker) -> None:
+def warm_up(worker: Worker) -> None:
     """Serve connections to nobody, with a handler that does nothing; worker and process are afterwards as they were."""
     if worker.command is not None:
         return
@@ -89,7 +87,6 @@ def rehearse(worker: Worker) -> None:
             work_off(scene.mold, _be_cloned, worker)
             worker.hang_up()
             scene.close()
-    bytearray(FIRST_BUFFER)
 
 
 def scout(worker: Worker) -> list[Call]:
