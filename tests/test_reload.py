@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import Client, Daemon, eventually, free_port, open_files, toml
+from tests.wirekit import visitors
 
 Poold = Callable[..., Daemon]
 
@@ -328,29 +329,10 @@ def test_storm_of_reloads_under_load(poold: Poold) -> None:
     before = len(open_files(daemon.master))
     held = [daemon.connect() for _ in range(20)]
     pids = [client.ask("pid") for client in held]
-    stop = threading.Event()
-    outcomes: list[str] = []
-
-    def come_and_go(number: int) -> None:
-        count = 0
-        while not stop.is_set():
-            count += 1
-            try:
-                with daemon.connect() as client:
-                    nonce = f"{number}-{count}"
-                    outcomes.append("served" if client.ask(f"echo {nonce}") == nonce else "wrong")
-            except OSError as error:
-                outcomes.append(f"lost: {error}")
-
-    threads = [threading.Thread(target=come_and_go, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for number in range(1, 41):
-        daemon.kill(signal.SIGHUP)
-        daemon.metric("poold_reloads_total", number, result="applied")
-    stop.set()
-    for thread in threads:
-        thread.join()
+    with visitors(daemon, 4) as outcomes:
+        for number in range(1, 41):
+            daemon.kill(signal.SIGHUP)
+            daemon.metric("poold_reloads_total", number, result="applied")
     assert set(outcomes) == {"served"}
     assert len(outcomes) > 100
     assert [client.ask("pid") for client in held] == pids

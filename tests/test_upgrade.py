@@ -13,7 +13,8 @@ import pytest
 import poold as package
 from tests.faultkit import frozen, needs_strace, traced
 from tests.support import Client, Daemon, alive, children_of, eventually, free_port, open_files, signal_masks, take_orphans, title
-from tests.upgradekit import Poold, inheritable, install, mend, path_of, upgrade, upgraded, visitors
+from tests.upgradekit import Poold, inheritable, install, mend, path_of, upgrade, upgraded
+from tests.wirekit import visitors
 
 
 def refused(daemon: Daemon, *words: str) -> None:

@@ -3,9 +3,7 @@
 import os
 import shutil
 import subprocess
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import poold as package
@@ -25,33 +23,6 @@ def upgraded(daemon: Daemon) -> None:
     done = upgrade(daemon)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("applied, generation")
-
-
-@contextmanager
-def visitors(daemon: Daemon, count: int = 2) -> Iterator[list[str]]:
-    """Be clients that come and go all the time, and note what becomes of each."""
-    stop, outcomes = threading.Event(), list[str]()
-
-    def come_and_go(number: int) -> None:
-        visit = 0
-        while not stop.is_set():
-            visit += 1
-            try:
-                with daemon.connect() as client:
-                    nonce = f"{number}-{visit}"
-                    outcomes.append("served" if client.ask(f"echo {nonce}") == nonce else "wrong")
-            except OSError as error:
-                outcomes.append(f"lost: {error}")
-
-    threads = [threading.Thread(target=come_and_go, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield outcomes
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
 
 
 def install(folder: Path) -> Path:

@@ -126,3 +126,30 @@ def listening(daemon: Daemon, listener: str) -> tuple[str, int]:
 def port_of(client: Client) -> int:
     """Return the client's own port."""
     return int(client.socket.getsockname()[1])
+
+
+@contextlib.contextmanager
+def visitors(daemon: Daemon, count: int = 2) -> Iterator[list[str]]:
+    """Be clients that come and go all the time, and note what becomes of each."""
+    stop, outcomes = threading.Event(), list[str]()
+
+    def come_and_go(number: int) -> None:
+        visit = 0
+        while not stop.is_set():
+            visit += 1
+            try:
+                with daemon.connect() as client:
+                    nonce = f"{number}-{visit}"
+                    outcomes.append("served" if client.ask(f"echo {nonce}") == nonce else "wrong")
+            except OSError as error:
+                outcomes.append(f"lost: {error}")
+
+    threads = [threading.Thread(target=come_and_go, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield outcomes
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()

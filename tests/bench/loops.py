@@ -18,7 +18,7 @@ def take_turn(server: Server, generator: Generator, *, round: int, plan: Plan, r
     generator.closed(port, service, seconds=plan.warm, concurrency=WARM_CONCURRENCY)
     reached = 0.0
     for concurrency in plan.closed_levels:
-        time.sleep(plan.rest)
+        time.sleep(plan.rest)  # the server finishes what its last clients left to be done
         load = generator.closed(port, service, seconds=plan.closed_seconds, concurrency=concurrency)
         run = closed_run(peer.name, round, concurrency, load)
         reached = max(reached, run.sessions_per_second)
@@ -27,7 +27,7 @@ def take_turn(server: Server, generator: Generator, *, round: int, plan: Plan, r
     for rate in plan.open_rates:
         if rate * HEADROOM > reached:
             continue
-        time.sleep(plan.rest)
+        time.sleep(plan.rest)  # the server finishes what its last clients left to be done
         with generator.open(port, service, seconds=plan.open_seconds, rate=rate) as running:
             load = running.result()
         results.open.append(open_run(peer.name, round, rate, load))

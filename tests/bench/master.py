@@ -22,9 +22,9 @@ CALM_SECONDS = 1.0
 def look(server: Server, *, sessions: int, round: int, plan: Plan) -> MasterLook:
     """Return what there is to see. Wakeups are counted first, while nobody asks: a scrape is a wakeup too."""
     place = server.place
-    time.sleep(CALM_SECONDS)
+    time.sleep(CALM_SECONDS)  # what is going on ends
     wakeups = voluntary_switches(server.pid)
-    time.sleep(plan.idle)
+    time.sleep(plan.idle)  # the figure is of this time
     wakeups = voluntary_switches(server.pid) - wakeups
 
     def command(*words: str) -> Callable[[], object]:

@@ -29,7 +29,7 @@ def settled_available_bytes() -> int:
     """Return what is available once it has come to rest: the kernel frees what dead processes had some time after they have gone."""
     end, before = time.monotonic() + SETTLE_SECONDS, available_bytes()
     while True:
-        time.sleep(SETTLE_PAUSE)
+        time.sleep(SETTLE_PAUSE)  # the kernel tells nobody that it has freed something
         now = available_bytes()
         if abs(now - before) <= SETTLE_BYTES or time.monotonic() > end:
             return now

@@ -21,7 +21,7 @@ def reload(server: Server, generator: Generator, *, number: int, results: Result
     place, peer = server.place, server.peer
     before = applied_reloads(place.metrics_port)
     with generator.open(place.port, peer.service, seconds=RELOAD_SECONDS, rate=RELOAD_RATE) as running:
-        time.sleep(RELOAD_AFTER)
+        time.sleep(RELOAD_AFTER)  # the middle of the load
         os.kill(server.pid, signal.SIGHUP)
         load = running.result()
     p50, longest = load.quantiles((0.5, 1.0))

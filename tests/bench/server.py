@@ -104,7 +104,7 @@ class Server:
                 return self
             except OSError as error:
                 trouble = str(error)
-                time.sleep(0.005)
+                time.sleep(0.005)  # servers of all kinds: none but its own client can tell that it serves
         raise ServerError(f"{self.peer.name} does not serve: {trouble}: {self._log.read_text(errors='replace')[-500:]}")
 
 
