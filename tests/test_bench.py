@@ -24,8 +24,8 @@ def recorded() -> Results:
     for sessions, descriptors, spares in ((0, 24, 4), (10_000, 27, 6)):
         results.master.append(MasterLook(0, sessions, 30_000_000, 20_000_000, descriptors, spares, 0.0, 0.01, 0.05, 0.3, 9.0, 1e-4, None))
     results.reloads += [
-        ReloadRun(1, applied=True, p50=0.001, longest=0.01, lost=0),
-        ReloadRun(2, applied=True, p50=0.001, longest=0.01, lost=1),
+        ReloadRun(1, applied=True, p50=0.001, longest=0.01, lost=0, machine_pause=0.003),
+        ReloadRun(2, applied=True, p50=0.001, longest=0.01, lost=1, machine_pause=None),
     ]
     results.starts.append(StartRun(1, 0.2))
     return results
@@ -81,6 +81,14 @@ def test_a_verdict_says_what_it_is_of() -> None:
     results = recorded()
     results.held[:] = [HeldRun("poold", 0, 1000, 2.0, 500e3, 0.002, 0.0021, [0.002] * 100)]
     assert {verdict.note for verdict in verdicts(results) if verdict.name in ("P6", "P7")} == {"of 1,000"}
+
+
+def test_a_machine_that_stood_still_is_told_of() -> None:
+    """A wait that poold could not help stands beside its reason."""
+    results = recorded()
+    results.reloads.append(ReloadRun(3, applied=True, p50=0.001, longest=0.135, lost=0, machine_pause=0.0312))
+    assert "(the machine itself stood still for 31 ms)" in render(results)
+    assert "stood still for" not in render(recorded())
 
 
 def test_the_report_tells_of_a_busy_generator() -> None:

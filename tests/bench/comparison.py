@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from tests.bench import held, loops, moments
 from tests.bench.load import Generator, LoadError
+from tests.bench.pauses import Pauses
 from tests.bench.peer import Peer
 from tests.bench.peers import POOLD
 from tests.bench.plan import Plan
@@ -86,7 +87,8 @@ class Comparison:
     def _reload(self, peer: Peer) -> None:
         with self._serving(peer, LOOP_SESSIONS) as server:
             for number in range(self._plan.reloads):
-                moments.reload(server, self._generator, number=number + 1, results=self._results)
+                pauses = Pauses(programs=self._ground.programs, cores=self._ground.cores)
+                moments.reload(server, self._generator, number=number + 1, pauses=pauses, results=self._results)
 
     def _start(self, peer: Peer) -> None:
         cores = self._ground.cores

@@ -6,6 +6,7 @@ import time
 
 from tests.bench.load import Generator
 from tests.bench.master import scrape
+from tests.bench.pauses import Pauses
 from tests.bench.results import ReloadRun, Results, StartRun
 from tests.bench.server import START_SECONDS, Server, ServerError
 from tests.support import Metrics, NotifySocket
@@ -16,17 +17,19 @@ RELOAD_AFTER = 0.5
 RELOAD_SECONDS = 2.5
 
 
-def reload(server: Server, generator: Generator, *, number: int, results: Results) -> None:
+def reload(server: Server, generator: Generator, *, number: int, pauses: Pauses, results: Results) -> None:
     """Send poold HUP in the middle of an open loop; adds to `results`."""
     place, peer = server.place, server.peer
     before = applied_reloads(place.metrics_port)
-    with generator.open(place.port, peer.service, seconds=RELOAD_SECONDS, rate=RELOAD_RATE) as running:
+    with pauses, generator.open(place.port, peer.service, seconds=RELOAD_SECONDS, rate=RELOAD_RATE) as running:
         time.sleep(RELOAD_AFTER)  # the middle of the load
         os.kill(server.pid, signal.SIGHUP)
         load = running.result()
     p50, longest = load.quantiles((0.5, 1.0))
     applied = applied_reloads(place.metrics_port) == before + 1
-    results.reloads.append(ReloadRun(number=number, applied=applied, p50=p50, longest=longest, lost=load.failed))
+    results.reloads.append(
+        ReloadRun(number=number, applied=applied, p50=p50, longest=longest, lost=load.failed, machine_pause=pauses.longest)
+    )
     results.note_failures(f"{peer.name}, reload {number}", load.failed, load.failures)
 
 

@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
-NAMES = ("load", "costless", "forking")
+NAMES = ("load", "costless", "forking", "pauses")
 
 
 def compile_all(folder: Path) -> None:

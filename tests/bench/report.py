@@ -190,6 +190,8 @@ def _moments(results: Results) -> list[str]:
         )
         rows.append((what, spread(Figure.of(run.longest * 1e3 for run in results.reloads))))
         rows.append(("median wait, the same loops", spread(Figure.of(run.p50 * 1e3 for run in results.reloads))))
+        pauses = Figure.of(run.machine_pause * 1e3 for run in results.reloads if run.machine_pause is not None)
+        rows.append(("longest time in which the machine itself stood still, the same loops", spread(pauses)))
     for cores in sorted({run.cores for run in results.starts}):
         what = f"start to READY with {cores} core{'s' * (cores > 1)}"
         rows.append((what, spread(Figure.of(run.seconds * 1e3 for run in results.starts if run.cores == cores))))

@@ -75,13 +75,17 @@ class MasterLook:
 
 @dataclass(frozen=True, slots=True)
 class ReloadRun:
-    """One reload under an open loop: `longest` is the longest any client waited, `lost` how many were not served."""
+    """One reload under an open loop: `longest` is the longest any client waited, `lost` how many were not served.
+
+    `machine_pause` is the longest that the machine itself stood still meanwhile; None where that cannot be measured.
+    """
 
     number: int
     applied: bool
     p50: float
     longest: float
     lost: int
+    machine_pause: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ CONCURRENCY = 32
 RATE = 200
 MANY = 10_000
 MB = 1e6
+# A machine that stood still for longer than this shows in what newcomers waited.
+STILL = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,9 @@ def _moments(results: Results) -> Iterator[Verdict]:
     pauses = Figure.of(run.longest * 1e3 for run in results.reloads)
     worst = max((run.lost for run in results.reloads), default=None)
     refused = sum(not run.applied for run in results.reloads)
-    yield Verdict("P10", f"longest wait of a newcomer during a reload, {RATE}/s", "ms", pauses, 20)
+    still = max((run.machine_pause for run in results.reloads if run.machine_pause is not None), default=0)
+    note = f"the machine itself stood still for {still * 1e3:.0f} ms" if still > STILL else ""
+    yield Verdict("P10", f"longest wait of a newcomer during a reload, {RATE}/s", "ms", pauses, 20, note=note)
     # Not a median: one that was lost is one too many.
     lost = None if worst is None else Figure.of([worst])
     yield Verdict("P10", "the same: refused or lost", "", lost, 0, note=f"{refused} reloads not applied" if refused else "")
