@@ -20,6 +20,7 @@ from poold.errors import ProtocolError
 from poold.log import FIELD_MAX, LIMITED, Log, printable
 from poold.master.births import DELAY_MAX, DELAY_MIN, Throttle
 from poold.master.deadlines import Deadlines
+from poold.master.pool import CROWD_MAX, CROWD_MIN, HOLDOFF_EACH, holdoff
 from poold.pages import PAGE, Activity, ActivityView, Phase, PhaseView
 from poold.scoreboard import Counters, CountersView, Row, Table, TableView, read_only, shared_memory
 from poold.words import Cause, Kind, State
@@ -50,6 +51,17 @@ def test_cancelled_deadlines_do_not_pile_up() -> None:
     for number in range(10_000):
         deadlines.at(1e9 + number, lambda: None).cancel()
     assert len(deadlines._heap) < 200
+
+
+@given(st.integers(0, 200), st.integers(0, 200))
+def test_holdoff(waiting: int, coming: int) -> None:
+    """Nobody holds off for a few, nor for workers that are not on their way, nor for long; with more of a crowd, no shorter."""
+    seconds = holdoff(waiting, coming)
+    if min(waiting, coming) <= CROWD_MIN:
+        assert seconds == 0
+    else:
+        assert HOLDOFF_EACH <= seconds <= HOLDOFF_EACH * CROWD_MAX
+    assert seconds <= holdoff(waiting + 1, coming + 1)
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.booleans()), max_size=60))

@@ -1,8 +1,8 @@
 """The loop: the only place where the master waits. It sleeps until something happens or the next deadline; it has no tick.
 
-One turn: wait; signals; if there were any, look again what is ready, because they may have changed what the rest means; then what is
-ready; then what is overdue. An error in one callback is logged and counted and does not reach the others; when errors do not stop,
-the master gives up in order rather than live half dead.
+One turn: hold off, if there is a reason to; wait; signals; if there were any, look again what is ready, because they may have changed
+what the rest means; then what is ready; then what is overdue. An error in one callback is logged and counted and does not reach the
+others; when errors do not stop, the master gives up in order rather than live half dead.
 """
 
 import select
@@ -50,6 +50,8 @@ class Loop:
         self.clock = time.monotonic
         self.woken_at = self.clock()
         self.eager = False
+        # For so many seconds others have more to do than this process: what happens meanwhile is acted on at one go.
+        self.holdoff = 0.0
         self.errors = 0
 
     def watch(self, file: File, callback: Callback) -> None:
@@ -79,6 +81,8 @@ class Loop:
 
     def turn(self) -> None:
         """Wait for something to happen and let it be acted on. With `eager` set: do not wait, be idle at once if nothing is ready."""
+        if self.holdoff:
+            time.sleep(self.holdoff)
         due_at = self._deadlines.next_at()
         ready = self._epoll.poll(self._patience(due_at), EVENTS_MAX)
         self.woken_at = self.clock()

@@ -228,6 +228,7 @@ class Master:
         # A queue that was found empty just now may have been the last thing to wait for.
         over = self._phase is Phase.DRAINING and self._drain.over()
         self._loop.eager = unsettled or over or parts.pool.wants_spares()
+        self._loop.holdoff = parts.pool.holdoff()
         self._show()
         self._upgrades.advance()
 

@@ -24,6 +24,20 @@ from poold.words import Cause, Failure, Kind, State
 CHANGES_MAX = 16
 # How long after a hand-over nothing is ordered for later, while there are spares left.
 REFILL_DELAY = 0.002
+# For each session in the crowd: half of what a mold needs for a worker at best. And what is no crowd yet, and the most that count.
+HOLDOFF_EACH = 0.0001
+CROWD_MIN = 2
+CROWD_MAX = 32
+
+
+def holdoff(waiting: int, coming: int) -> float:
+    """Return how many seconds the master leaves what happens alone while so many sessions wait, and so many workers are on their way.
+
+    With a crowd the mold and the workers need the processor. A master that acted on every word at once would take it from them at each,
+    with a whole turn for one of many things that can be done together.
+    """
+    crowd = min(waiting, coming) - CROWD_MIN
+    return HOLDOFF_EACH * min(crowd, CROWD_MAX) if crowd > 0 else 0.0
 
 
 class Pool:
@@ -60,15 +74,19 @@ class Pool:
         """Say whether there is something to order when nothing else is to be done."""
         if self._missing_spares() <= 0:
             return False
-        rested = self._handover.last_at + REFILL_DELAY
-        if (self._handover.spares or self._births.open) and self._loop.clock() < rested:
+        due = self._handover.last_at + REFILL_DELAY
+        if (self._handover.spares or self._births.open) and self._loop.clock() < due:
             # The core may be the worker's that has just been given its session: a clone now would delay its first answer.
             if self._refill is None:
-                self._refill = self._loop.at(rested, self._rested)
+                self._refill = self._loop.at(due, self._refill_due)
             return False
         return True
 
-    def _rested(self) -> None:
+    def holdoff(self) -> float:
+        """Return for how many seconds nothing is lost by not looking."""
+        return holdoff(len(self._handover.waiting), self._orders.coming())
+
+    def _refill_due(self) -> None:
         self._refill = None
 
     def _missing_spares(self) -> int:
