@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from poold.mold import clone, scout
+from poold.mold import clone
 from tests.support import HANDLERS, Daemon, alive, children_of, descendants, eventually, open_files, signal_masks, stat_fields, title
 
 Poold = Callable[..., Daemon]
@@ -221,6 +221,7 @@ def test_weight_of_the_mold(poold: Poold) -> None:
         "poold.errors",
         "poold.log",
         "poold.mold",
+        "poold.mold.ahead",
         "poold.mold.clone",
         "poold.mold.compact",
         "poold.mold.main",
@@ -253,30 +254,6 @@ def test_a_large_handler_is_in_huge_pages(poold: Poold) -> None:
     assert huge > 16 << 10
     with daemon.connect() as client:
         assert client.ask("echo hello") == "hello"
-
-
-@pytest.mark.parametrize("user", [None, "nobody"])
-def test_a_spare_has_its_pages_before_its_client_comes(poold: Poold, user: str | None) -> None:
-    """What a worker writes to on its way to the handler it has copied while it was a spare, also as another user."""
-    if not scout.possible():
-        pytest.skip("this kernel gives no process its pages at one go (Linux 6.14)")
-    if user is not None and os.geteuid() != 0:
-        pytest.skip("only root can change the user")
-    who = {"server.user": user} if user else {}
-    daemon = poold(options={"server.handler": "pages:serve", "pool.min_spare": 1, "pool.max_spare": 1, **who})
-    for folder in [daemon.folder, *daemon.folder.parents]:
-        if user and folder.stat().st_mode & 0o077 == 0:
-            folder.chmod(0o755)
-    daemon.start()
-    daemon.metric("poold_children", 1, kind="worker", state="spare")
-    [spare] = [row["pid"] for row in daemon.children("worker")]
-    before = int(stat_fields(spare)[7])  # type: ignore[index]
-    with daemon.connect() as client:
-        taken = int(client.line()) - before
-    # One by one it would be more than 80, as for any of the handler's own pages; and the mold has not become one that may be traced.
-    assert before > 100
-    assert taken < 50
-    assert user is None or os.stat(f"/proc/{mold_of(daemon)}/maps").st_uid == 0
 
 
 def test_a_scout_leaves_the_handler_alone(poold: Poold) -> None:

@@ -18,9 +18,9 @@ from poold import __version__, channel, sandbox
 from poold.channel import MoldWord
 from poold.log import TRACEBACK_MAX, log, trace
 from poold.mold import clone
+from poold.mold.ahead import provide, take
 from poold.mold.compact import compact
 from poold.mold.orders import work_off
-from poold.mold.scout import take
 from poold.mold.warmup import RUNS, scout, warm_up
 from poold.pages import PhaseView
 from poold.title import set_title
@@ -74,7 +74,9 @@ class Mold:
         threads = clone.threads()
         self._alone = threads == 1 and clone.CLONE_WORKS
         if self._alone:
-            worker.take_pages = partial(take, scout(worker))
+            pages = scout(worker)
+            if pages is not None:
+                worker.take_pages = partial(take, provide(pages, partial(scout, worker)))
         return threads
 
     def run(self) -> None:

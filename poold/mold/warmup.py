@@ -17,16 +17,15 @@ from poold import channel
 from poold.channel import Assignment
 from poold.mold.clone import SCOUT_ARGUMENTS, clone_worker, ended_well
 from poold.mold.orders import work_off
-from poold.mold.scout import Survey, note, possible, tell
+from poold.mold.scout import Survey, note, tell
 from poold.sandbox import vanish_with
 from poold.title import set_title
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
-    from collections.abc import Callable
-
     from poold.connection import Connection
-    from poold.mold.scout import Call
+    from poold.mold.ahead import Pages
+    from poold.worker.adapters import Serve
     from poold.worker.main import Worker
 
 # Code is specialized after 8 to 16 runs (CPython 3.11 to 3.13).
@@ -89,33 +88,32 @@ def warm_up(worker: Worker) -> None:
             scene.close()
 
 
-def scout(worker: Worker) -> list[Call]:
-    """Return the system calls that take the pages a worker needs, for `poold.mold.scout.take`; none where it cannot be found out.
+def scout(worker: Worker) -> Pages | None:
+    """Return the pages that a worker needs; None where it cannot be found out.
 
     To be called with one thread only, and after everything that changes this process's memory.
     """
-    if worker.command is not None or not possible():
-        return []
+    if worker.command is not None:
+        return None
     try:
         survey = Survey()
     except OSError:
         # No /proc, or no memory for it: workers take their pages one by one.
-        return []
+        return None
     # What is done for the first time takes more pages than what was done before.
     for _ in range(RUNS):
-        note(os.devnull, survey.first)
-    found = _send_scout(worker, take_pages=partial(tell, survey.first)) and _send_scout(worker, handler=partial(tell, survey.second))
-    calls = survey.calls()
-    return calls if found else []
+        note(os.devnull, survey.plan)
+    found = _send_scout(worker, partial(tell, survey.plan))
+    pages = survey.pages()
+    return pages if found else None
 
 
-def _send_scout(worker: Worker, **told: Callable[..., object]) -> bool:
-    """Clone a child that lives as this worker, until what it calls by this name; say whether it ended well."""
+def _send_scout(worker: Worker, handler: Serve) -> bool:
+    """Clone a child that lives as this worker, with this handler; say whether it ended well."""
     with Stage(worker):
         scene = Scene(worker, RUNS + 1)
         worker.master = os.getpid()
-        for name, call in told.items():
-            setattr(worker, name, call)
+        worker.handler = handler
         work_off(scene.mold, partial(clone_worker, SCOUT_ARGUMENTS), worker)
         answered = channel.receive_mold_report(scene.to_mold)
         os.close(worker.mold)

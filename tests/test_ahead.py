@@ -1,0 +1,149 @@
+"""Pages that workers have before they need them: by their clone, by themselves while they wait, or one by one where neither is allowed."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from poold.mold import ahead
+from tests.faultkit import has_gone, mold_of, needs_strace, spares_of, traced
+from tests.support import HANDLERS, Daemon, open_files, stat_fields
+
+Poold = Callable[..., Daemon]
+
+SESSIONS = 10
+# Of a mold's, at each clone: a dozen with pages that are pinned, fifty without.
+FAULTS_MAX = 30
+
+
+def rings_are_allowed() -> bool:
+    """Say whether this machine lets a process pin pages, and has done so since Linux 5.18."""
+    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    try:
+        disabled = Path("/proc/sys/kernel/io_uring_disabled").read_text().strip() != "0"
+    except FileNotFoundError:
+        disabled = False
+    ring: int = ahead._syscall(ahead._IO_URING_SETUP, 1, bytes(ahead._PARAMS_SIZE))
+    if ring >= 0:
+        os.close(ring)
+    return release >= (5, 18) and not disabled and ring >= 0
+
+
+needs_rings = pytest.mark.skipif(not rings_are_allowed(), reason="no process may have an io_uring here")
+
+
+def faults(pid: int) -> int:
+    """Return how many pages a process was given by faults so far."""
+    fields = stat_fields(pid)
+    assert fields is not None
+    return int(fields[7])
+
+
+def has_no_ring(pid: int) -> bool:
+    """Say whether no descriptor of a process is an io_uring's."""
+    return not [name for name in open_files(pid).values() if "io_uring" in name]
+
+
+def one_spare(poold: Poold, folder_for_others: bool = False, **options: object) -> Daemon:
+    """Return a poold with one spare at a time, whose handler says how many faults it has had."""
+    daemon = poold(options={"server.handler": "pages:serve", "pool.min_spare": 1, "pool.max_spare": 1, **options})
+    for folder in [daemon.folder, *daemon.folder.parents]:
+        if folder_for_others and folder.stat().st_mode & 0o077 == 0:
+            folder.chmod(0o755)
+    return daemon
+
+
+def faults_of_a_clone(daemon: Daemon) -> float:
+    """Serve some clients, and return how many faults each clone costs the mold."""
+    mold = mold_of(daemon)
+    spares_of(daemon, 1)
+    before = faults(mold)
+    for _ in range(SESSIONS):
+        [spare] = spares_of(daemon, 1)
+        with daemon.connect() as client:
+            assert int(client.line()) > 0
+        has_gone(spare)
+    spares_of(daemon, 1)
+    return (faults(mold) - before) / SESSIONS
+
+
+@needs_rings
+@pytest.mark.parametrize("user", [None, "nobody"])
+def test_what_is_pinned_costs_no_faults(poold: Poold, user: str | None) -> None:
+    """A clone copies what mold and worker write to, also as another user; no descriptor of it is open in either."""
+    if user is not None and os.geteuid() != 0:
+        pytest.skip("only root can change the user")
+    daemon = one_spare(poold, folder_for_others=True, **({"server.user": user} if user else {})).start()
+    assert faults_of_a_clone(daemon) < FAULTS_MAX
+    assert has_no_ring(mold_of(daemon))
+    assert has_no_ring(spares_of(daemon, 1)[0])
+
+
+@needs_rings
+@needs_strace
+@pytest.mark.parametrize(
+    ("fault", "pinned"),
+    [
+        ("io_uring_setup:error=EPERM", False),
+        ("io_uring_setup:error=ENOSYS", False),
+        ("io_uring_register:error=ENOMEM", False),
+        ("io_uring_register:error=EOPNOTSUPP:when=1", True),
+        # Each second one of the mold's is to make the ring last.
+        ("io_uring_register:error=EINVAL:when=2+2", False),
+        ("io_uring_setup:signal=SYS", False),
+        ("process_madvise:signal=SYS", False),
+        ("process_madvise:error=EPERM", True),
+    ],
+)
+def test_what_is_forbidden_costs_faults_and_nothing_else(poold: Poold, fault: str, pinned: bool) -> None:
+    """A system that has none of this, limits it or kills for it, is served by all the same."""
+    daemon = one_spare(poold).start()
+    mold, [spare] = mold_of(daemon), spares_of(daemon, 1)
+    with traced(daemon.folder, daemon.pid, f"inject={fault}", follow=True) as tracer:
+        daemon.kill(signal.SIGHUP)
+        has_gone(mold)
+        has_gone(spare)
+        spares_of(daemon, 1)
+        assert tracer.lines("INJECTED") or tracer.lines("SIGSYS")
+    assert (faults_of_a_clone(daemon) < FAULTS_MAX) is pinned
+    assert has_no_ring(mold_of(daemon))
+
+
+def test_more_than_may_be_locked_is_not_pinned(poold: Poold) -> None:
+    """RLIMIT_MEMLOCK is not for root, and not an error."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can change the user")
+    daemon = one_spare(poold, folder_for_others=True, **{"server.user": "nobody"})
+    daemon.start(wrapper=("prlimit", "--memlock=65536:65536"))
+    assert faults_of_a_clone(daemon) > FAULTS_MAX
+
+
+@pytest.mark.parametrize("user", [None, "nobody"])
+def test_a_spare_has_its_pages_before_its_client_comes(poold: Poold, user: str | None) -> None:
+    """What a worker uses on its way to the handler it has while it is a spare, also as another user, and nobody may trace its mold."""
+    if not ahead.populates():
+        pytest.skip("this kernel gives no process its pages at one go (Linux 6.14)")
+    if user is not None and os.geteuid() != 0:
+        pytest.skip("only root can change the user")
+    daemon = one_spare(poold, folder_for_others=True, **({"server.user": user} if user else {})).start()
+    [spare] = spares_of(daemon, 1)
+    before = faults(spare)
+    with daemon.connect() as client:
+        taken = int(client.line()) - before
+    # One by one it would be more than 80.
+    assert taken < 50
+    assert user is None or os.stat(f"/proc/{mold_of(daemon)}/maps").st_uid == 0
+
+
+def test_huge_pages_are_not_pinned(poold: Poold) -> None:
+    """A clone does not copy two megabytes for the one page of them that it would write to."""
+    daemon = one_spare(poold)
+    (daemon.folder / "large.py").write_text("DATA = [str(i) for i in range(1_000_000)]\nfrom pages import serve\n")
+    daemon.write(options={"server.handler": "large:serve", "server.path": [str(daemon.folder), str(HANDLERS)], "pool.min_spare": 1})
+    daemon.start()
+    spare = spares_of(daemon, 1)[0]
+    rollup = Path(f"/proc/{spare}/smaps_rollup").read_text().splitlines()
+    private = sum(int(line.split()[1]) for line in rollup if line.startswith("Private_Dirty:"))
+    assert private < 4096
