@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from functools import partial
 from os import getppid
 
 TYPE_CHECKING = False
@@ -17,11 +18,16 @@ if TYPE_CHECKING:  # without loading typing, whose weight every worker would car
     from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _SIGTERM, _SIGKILL = int(signal.SIGTERM), int(signal.SIGKILL)
 # Looked up once, before any clone. PyDLL, because a call that keeps the interpreter's lock touches less, and prctl does not wait. Small
 # numbers go as they are: an object of ctypes for each would be made and thrown away at each call.
 _prctl = ctypes.PyDLL(None, use_errno=True).prctl
+
+# Lets the calling process be looked into by its own user, also after a change of user (prctl(2)): for one that has nothing to hide. Not a
+# function, whose code would be pages of its own.
+be_seen = partial(_prctl, _PR_SET_DUMPABLE, 1, None, None, None)
 
 
 def _failure() -> OSError:

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from array import array
+from functools import partial
 from os import close, sysconf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
     from collections.abc import Callable, Iterator
-
-    Call = tuple[int | ctypes.c_void_p | None, ...]
 
 # The same numbers on every architecture: they came after Linux 5.0's unification of system call tables.
 _IO_URING_SETUP, _IO_URING_REGISTER, _PROCESS_MADVISE = 425, 427, 440
@@ -39,12 +39,14 @@ _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23
 PAGE = sysconf("SC_PAGE_SIZE")
 # struct iovec.
 RANGE = struct.Struct("NN")
+_LENGTHS = struct.Struct("NN")
 # The kernel takes so many ranges in one call (readv(2), IOV_MAX).
 RANGES_MAX = 1024
 # A page that is part of a larger one (transparent huge pages) takes all of it along to the clone: then nothing is gained.
 SURPLUS_MAX = 1.25
 
-# PyDLL, because a call that keeps the interpreter's lock touches less, and none of these waits.
+# PyDLL, because a call that keeps the interpreter's lock touches less, and none of these waits. Memory goes to it as bytes, or as the
+# address of an array: a buffer of ctypes is a new class for each size, and classes leave their marks all over the heap.
 _syscall = ctypes.PyDLL(None, use_errno=True).syscall
 _syscall.restype = ctypes.c_long
 
@@ -57,6 +59,19 @@ class Pages:
     def __init__(self) -> None:
         self.read = self.of_files = self.anonymous = b""
 
+    def packed(self) -> bytes:
+        """Return all of it, for another process."""
+        return _LENGTHS.pack(len(self.read), len(self.of_files)) + self.read + self.of_files + self.anonymous
+
+    @classmethod
+    def unpacked(cls, data: bytes) -> Pages:
+        """Return what was packed."""
+        pages = cls()
+        read, of_files = _LENGTHS.unpack_from(data)
+        data = data[_LENGTHS.size :]
+        pages.read, pages.of_files, pages.anonymous = data[:read], data[read : read + of_files], data[read + of_files :]
+        return pages
+
     def written(self) -> int:
         """Return how many are written to."""
         sizes: list[int] = [size for _, size in RANGE.iter_unpack(self.of_files + self.anonymous)]
@@ -65,7 +80,7 @@ class Pages:
 
 def probe() -> None:
     """Make each of the calls, to no effect: a filter may answer one of them with death (seccomp(2)), and a scout is there for that."""
-    ring: int = _syscall(_IO_URING_SETUP, 1, ctypes.create_string_buffer(_PARAMS_SIZE))
+    ring = _ring()
     if ring >= 0:
         close(ring)
     _syscall(_IO_URING_REGISTER, -1, _IORING_REGISTER_BUFFERS, None, 0)
@@ -78,8 +93,8 @@ def populates() -> bool:
     return answer == 0
 
 
-def provide(pages: Pages, look_again: Callable[[], Pages | None]) -> list[Call]:
-    """Pin what can be pinned, for as long as this process lives; return the arguments of the calls that take the rest, for `take`.
+def provide(pages: Pages, look_again: Callable[[], Pages | None]) -> Callable[[], object] | None:
+    """Pin what can be pinned, for as long as this process lives; return what takes the rest in a worker, or None.
 
     `look_again` says which pages a worker has by then.
     """
@@ -88,13 +103,14 @@ def provide(pages: Pages, look_again: Callable[[], Pages | None]) -> list[Call]:
     # file's, that cannot.
     choices = ((anonymous + of_files, b""), (anonymous, of_files), (of_files, anonymous))
     left = next((left for pinned, left in choices if _pin(pinned, pages.written(), look_again)), anonymous + of_files)
-    return [*_call(pages.read, _MADV_POPULATE_READ), *_call(left, _MADV_POPULATE_WRITE)] if populates() else []
+    calls = [*_call(pages.read, _MADV_POPULATE_READ), *_call(left, _MADV_POPULATE_WRITE)] if populates() else []
+    # One that fails takes nothing, and what it would have taken comes by faults. A function of Python's would take pages itself.
+    return calls[0] if len(calls) == 1 else partial(_make, calls) if calls else None
 
 
-def take(calls: list[Call]) -> None:
-    """Make these system calls. One that fails takes nothing, and what it would have taken comes by faults."""
+def _make(calls: list[Callable[[], object]]) -> None:
     for call in calls:
-        _syscall(*call)
+        call()
 
 
 def _pin(ranges: bytes, written: int, look_again: Callable[[], Pages | None]) -> bool:
@@ -105,25 +121,30 @@ def _pin(ranges: bytes, written: int, look_again: Callable[[], Pages | None]) ->
     count = len(ranges) // RANGE.size
     if not 0 < count <= RANGES_MAX:
         return False
-    ring: int = _syscall(_IO_URING_SETUP, 1, ctypes.create_string_buffer(_PARAMS_SIZE))
+    ring = _ring()
     if ring < 0:
         return False
     try:
-        if _syscall(_IO_URING_REGISTER, ring, _IORING_REGISTER_BUFFERS, ctypes.create_string_buffer(ranges, len(ranges)), count) != 0:
+        if _syscall(_IO_URING_REGISTER, ring, _IORING_REGISTER_BUFFERS, ranges, count) != 0:
             return False
         found = look_again()
         if found is None or found.written() > written * SURPLUS_MAX:
             return False
-        kept = ctypes.create_string_buffer(_RING_FD.pack(_ANY_INDEX, 0, ring), _RING_FD.size)
-        done: int = _syscall(_IO_URING_REGISTER, ring, _IORING_REGISTER_RING_FDS, kept, 1)
+        kept = array("B", _RING_FD.pack(_ANY_INDEX, 0, ring))
+        done: int = _syscall(_IO_URING_REGISTER, ring, _IORING_REGISTER_RING_FDS, ctypes.c_void_p(kept.buffer_info()[0]), 1)
         return done == 1
     finally:
         close(ring)
 
 
-def _call(ranges: bytes, advice: int) -> Iterator[Call]:
+def _ring() -> int:
+    """Return the descriptor of a new io_uring, below 0 where there can be none."""
+    parameters = array("B", bytes(_PARAMS_SIZE))
+    ring: int = _syscall(_IO_URING_SETUP, 1, ctypes.c_void_p(parameters.buffer_info()[0]))
+    return ring
+
+
+def _call(ranges: bytes, advice: int) -> Iterator[Callable[[], object]]:
     count = min(len(ranges) // RANGE.size, RANGES_MAX)
     if count:
-        # The arguments keep the memory alive.
-        memory = ctypes.create_string_buffer(ranges, len(ranges))
-        yield _PROCESS_MADVISE, _PIDFD_SELF, ctypes.cast(memory, ctypes.c_void_p), count, advice, None
+        yield partial(_syscall, _PROCESS_MADVISE, _PIDFD_SELF, ranges, count, advice, None)

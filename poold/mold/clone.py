@@ -97,7 +97,8 @@ def refuse_company() -> None:
     raise RuntimeError(f"the handler's import forked and left {which} behind; wait for it there, or start it when a connection is served")
 
 
-# The same, but of a child of this process, which stands still until the child has ended: it takes none of the pages meanwhile.
+# The same, but of a child of this process; for the scout, this process stands still until that child has ended.
+OBSERVER_ARGUMENTS = (_ARGUMENTS[0], _FLAGS & ~_CLONE_PARENT, *_ARGUMENTS[2:])
 SCOUT_ARGUMENTS = (_ARGUMENTS[0], _FLAGS & ~_CLONE_PARENT | _CLONE_VFORK, *_ARGUMENTS[2:])
 
 
@@ -117,9 +118,15 @@ def clone_worker(arguments: tuple[Any, ...] = _ARGUMENTS) -> int:
     return pid
 
 
-def ended_well(pid: int) -> bool:
-    """Wait for a child of this process, and say whether it ended with 0."""
-    return os.waitpid(pid, 0)[1] == 0
+def children_ended_well() -> bool:
+    """Wait for every child of this process, and say whether all ended with 0."""
+    well = True
+    while True:
+        try:
+            _, status = os.wait()
+        except ChildProcessError:
+            return well
+        well = well and status == 0
 
 
 def warm_up(times: int) -> None:

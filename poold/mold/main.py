@@ -18,10 +18,7 @@ from poold import __version__, channel, sandbox
 from poold.channel import MoldWord
 from poold.log import TRACEBACK_MAX, log, trace
 from poold.mold import clone
-from poold.mold.ahead import provide, take
-from poold.mold.compact import compact
 from poold.mold.orders import work_off
-from poold.mold.warmup import RUNS, scout, warm_up
 from poold.pages import PhaseView
 from poold.title import set_title
 from poold.worker import adapters
@@ -42,13 +39,17 @@ class Mold:
         self._settings = settings
         # Not said by an older master, whose upgrade this is.
         master = settings.get("master", os.getppid())
-        self._worker = Worker(master=master, mold=end.fileno(), activity=fds["activity"], phase=PhaseView(fds["phase"]), settings=settings)
+        self.worker = Worker(master=master, mold=end.fileno(), activity=fds["activity"], phase=PhaseView(fds["phase"]), settings=settings)
         os.close(fds["phase"])
-        self._alone = False
+        self.alone = False
 
     def prepare(self) -> int:
         """Become the user and load the handler; return the number of threads. Whatever is raised says why there can be no worker."""
-        settings, worker = self._settings, self._worker
+        # What is used before the first clone only is loaded now, after what each clone uses: that lies together, on a tenth fewer pages.
+        from poold.mold.compact import compact
+        from poold.mold.warmup import RUNS, gather, warm_up
+
+        settings, worker = self._settings, self.worker
         # The master raised its own limit (getrlimit(2)); programs that use select() rely on a low one.
         resource.setrlimit(resource.RLIMIT_NOFILE, tuple(settings["nofile"]))
         sandbox.become_identity(settings["identity"])
@@ -64,6 +65,7 @@ class Mold:
         # A signal that comes to a worker before it has set itself up must do what it does to any process.
         for number in altered_dispositions():
             signal.signal(number, signal.SIG_DFL)
+        gather(worker)
         warm_up(worker)
         clone.warm_up(RUNS)
         # A collection in a worker would write to every page it shares with its siblings (gc.freeze's documentation).
@@ -72,17 +74,13 @@ class Mold:
         gc.disable()
         compact()
         threads = clone.threads()
-        self._alone = threads == 1 and clone.CLONE_WORKS
-        if self._alone:
-            pages = scout(worker)
-            if pages is not None:
-                worker.take_pages = partial(take, provide(pages, partial(scout, worker)))
+        self.alone = threads == 1 and clone.CLONE_WORKS
         return threads
 
     def run(self) -> None:
         """Clone until the master closes the channel."""
-        clone_worker = clone.clone_worker if self._alone else partial(clone.fork_worker, self._worker.master)
-        work_off(self._end, clone_worker, self._worker)
+        clone_worker = clone.clone_worker if self.alone else partial(clone.fork_worker, self.worker.master)
+        work_off(self._end, clone_worker, self.worker)
 
 
 def altered_dispositions() -> tuple[int, ...]:
@@ -120,6 +118,14 @@ def main() -> None:
     mold = Mold(end, settings, fds)
     try:
         threads = mold.prepare()
+        if mold.alone:
+            from poold.mold.ahead import provide
+            from poold.mold.warmup import scout
+
+            # Called here, because orders will be worked off as deep below: a scout's frames lie where a worker's do.
+            pages = scout(mold.worker)
+            if pages is not None:
+                mold.worker.take_pages = provide(pages, partial(scout, mold.worker)) or mold.worker.take_pages
     except BaseException as error:  # user code may raise anything, SystemExit included; the master must hear it
         text = trace(error)
         end.send(channel.mold_report(MoldWord.FAILED, text=f"{type(error).__name__}: {error}\n{text}"[:TRACEBACK_MAX]))

@@ -12,20 +12,21 @@ import os
 import signal
 import socket
 from functools import partial
+from types import FunctionType
 
 from poold import channel
 from poold.channel import Assignment
-from poold.mold.clone import SCOUT_ARGUMENTS, clone_worker, ended_well
+from poold.connection import Connection
+from poold.mold import clone, orders
+from poold.mold.ahead import Pages
+from poold.mold.clone import OBSERVER_ARGUMENTS, SCOUT_ARGUMENTS, children_ended_well, clone_worker
 from poold.mold.orders import work_off
-from poold.mold.scout import Survey, note, tell
-from poold.sandbox import vanish_with
+from poold.mold.scout import REPORT_MAX, observe, stay
+from poold.sandbox import be_seen, die_with, vanish_with
 from poold.title import set_title
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
-    from poold.connection import Connection
-    from poold.mold.ahead import Pages
-    from poold.worker.adapters import Serve
     from poold.worker.main import Worker
 
 # Code is specialized after 8 to 16 runs (CPython 3.11 to 3.13).
@@ -76,6 +77,15 @@ class Scene:
             end.close()
 
 
+def gather(worker: Worker) -> None:
+    """Copy the code that every worker runs to where it lies together: a page of it is copied at each clone, because running it counts."""
+    methods = [value for kind in (type(worker), Connection) for value in vars(kind).values()]
+    functions = (orders.work_off, clone.clone_worker, channel.receive_with, channel.read_order, channel.read_assignment, channel.report)
+    for function in (*functions, die_with, *methods):
+        if isinstance(function, FunctionType):
+            function.__code__ = function.__code__.replace()
+
+
 def warm_up(worker: Worker) -> None:
     """Serve connections to nobody, with a handler that does nothing; worker and process are afterwards as they were."""
     if worker.command is not None:
@@ -89,38 +99,37 @@ def warm_up(worker: Worker) -> None:
 
 
 def scout(worker: Worker) -> Pages | None:
-    """Return the pages that a worker needs; None where it cannot be found out.
+    """Return the pages that a worker needs; None where it cannot be found out, and workers take them one by one.
 
     To be called with one thread only, and after everything that changes this process's memory.
     """
     if worker.command is not None:
         return None
+    report_r, report_w = os.pipe()
     try:
-        survey = Survey()
+        with Stage(worker):
+            scene = Scene(worker, RUNS + 1)
+            dup = worker.mold
+            worker.master, worker.handler, worker.take_pages, worker.leave = os.getpid(), stay, be_seen, os._exit
+            try:
+                observer = clone_worker(OBSERVER_ARGUMENTS)
+                if not observer:
+                    observe(scene.to_worker, report_w, worker.master)
+                # The observer alone is the scout's master and client: when it ends, the scout does.
+                scene.to_worker.close()
+                scene.far.close()
+                work_off(scene.mold, partial(clone_worker, SCOUT_ARGUMENTS), worker)
+            finally:
+                os.close(dup)
+                scene.close()
+        # What was not written whole was not written, and its writer has not ended well.
+        return Pages.unpacked(os.read(report_r, REPORT_MAX)) if children_ended_well() else None
     except OSError:
-        # No /proc, or no memory for it: workers take their pages one by one.
+        # No process can be had for it.
         return None
-    # What is done for the first time takes more pages than what was done before.
-    for _ in range(RUNS):
-        note(os.devnull, survey.plan)
-    found = _send_scout(worker, partial(tell, survey.plan))
-    pages = survey.pages()
-    return pages if found else None
-
-
-def _send_scout(worker: Worker, handler: Serve) -> bool:
-    """Clone a child that lives as this worker, with this handler; say whether it ended well."""
-    with Stage(worker):
-        scene = Scene(worker, RUNS + 1)
-        worker.master = os.getpid()
-        worker.handler = handler
-        work_off(scene.mold, partial(clone_worker, SCOUT_ARGUMENTS), worker)
-        answered = channel.receive_mold_report(scene.to_mold)
-        os.close(worker.mold)
-        scene.close()
-    assert answered is not None
-    _, _, pid, _ = answered.answer
-    return pid > 0 and ended_well(pid)
+    finally:
+        os.close(report_r)
+        os.close(report_w)
 
 
 def _be_cloned() -> int:
