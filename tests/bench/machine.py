@@ -75,6 +75,6 @@ def environment(python: str, cores: Cores) -> dict[str, str]:
         "cores": f"servers on core {cores.server}, load generator on core {cores.load}",
         "memory": f"{available_bytes() / 1e9:.1f} GB available",
         "page scanner": "kdamond, which disturbs thousands of processes that share pages" if scanned() else "none",
-        "python": first_line(python, "-c", "import sys; print(sys.version.split()[0])"),
+        "python": first_line(python, "-c", "import os, sys; print(sys.version.split()[0], os.path.realpath(sys.executable))"),
         "poold": measured_poold(python),
     }
