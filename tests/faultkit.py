@@ -16,12 +16,29 @@ from typing import Any
 
 import pytest
 
+from poold.mold import ahead
 from tests.support import DEADLINE, Daemon, children_of, eventually, open_files, signal_masks, stat_fields, title
 
 Poold = Callable[..., Daemon]
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this")
+
+
+def rings_are_allowed() -> bool:
+    """Say whether this machine lets a process pin pages, and has done so since Linux 5.18."""
+    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    try:
+        disabled = Path("/proc/sys/kernel/io_uring_disabled").read_text().strip() != "0"
+    except FileNotFoundError:
+        disabled = False
+    ring: int = ahead._syscall(ahead._IO_URING_SETUP, 1, bytes(ahead._PARAMS_SIZE))
+    if ring >= 0:
+        os.close(ring)
+    return release >= (5, 18) and not disabled and ring >= 0
+
+
+needs_rings = pytest.mark.skipif(not rings_are_allowed(), reason="no process may have an io_uring here")
 
 # The C library keeps two signals for itself and its posix_spawn() leaves them ignored: they are nobody else's business.
 ORDINARY = sum(1 << (number - 1) for number in signal.valid_signals())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from poold.mold import ahead
-from tests.faultkit import has_gone, mold_of, needs_strace, spares_of, traced
+from tests.faultkit import has_gone, mold_of, needs_rings, needs_strace, spares_of, traced
 from tests.support import HANDLERS, Daemon, open_files, stat_fields
 
 Poold = Callable[..., Daemon]
@@ -16,22 +16,6 @@ Poold = Callable[..., Daemon]
 SESSIONS = 10
 # Of a mold's, at each clone: a dozen with pages that are pinned, fifty without.
 FAULTS_MAX = 30
-
-
-def rings_are_allowed() -> bool:
-    """Say whether this machine lets a process pin pages, and has done so since Linux 5.18."""
-    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
-    try:
-        disabled = Path("/proc/sys/kernel/io_uring_disabled").read_text().strip() != "0"
-    except FileNotFoundError:
-        disabled = False
-    ring: int = ahead._syscall(ahead._IO_URING_SETUP, 1, bytes(ahead._PARAMS_SIZE))
-    if ring >= 0:
-        os.close(ring)
-    return release >= (5, 18) and not disabled and ring >= 0
-
-
-needs_rings = pytest.mark.skipif(not rings_are_allowed(), reason="no process may have an io_uring here")
 
 
 def faults(pid: int) -> int:

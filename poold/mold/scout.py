@@ -21,14 +21,15 @@ from poold.sandbox import vanish_with
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import NoReturn
 
     from poold.channel import Wire
     from poold.connection import Connection
 
-# In memory; mapped by this process alone.
-_PRESENT, _EXCLUSIVE = 1 << 63, 1 << 56
+# In memory; and mapped by this process alone.
+_PRESENT = 1 << 63
+_OWN = _PRESENT | 1 << 56
 _ENTRY = 8
 # Pages that the kernel maps around one that is only read (fault_around_bytes, 64 kB by default).
 _AROUND = 16
@@ -44,17 +45,17 @@ def stay(connection: Connection) -> None:
     connection.socket.recv(1)
 
 
-def observe(scout: Wire, report: int, mold: int) -> NoReturn:
+def observe(scout: Wire, report: int, mold: int, maps: int) -> NoReturn:
     """Be the observer. `scout` is the master's end of the scout's channel, `report` where its pages are written to.
 
-    The report is complete if this process ends with 0.
+    `maps` says what the mold has mapped (proc(5)): the scout may have more. The report is complete if this process ends with 0.
     """
     status = 1
     try:
         vanish_with(mold)
         # A filter may answer one of these with death (seccomp(2)): better here than in the mold.
         probe()
-        pages = _pages(_waiting_scout(scout)).packed()
+        pages = _pages(_waiting_scout(scout), maps).packed()
         if len(pages) <= REPORT_MAX:
             os.write(report, pages)
             status = 0
@@ -63,7 +64,7 @@ def observe(scout: Wire, report: int, mold: int) -> NoReturn:
 
 
 def _waiting_scout(end: Wire) -> int:
-    """Return the scout's pid, once it waits for its client."""
+    """Return the scout's pid, once it waits for its client. Raises EOFError, OSError."""
     end.settimeout(_PATIENCE)
     pid, said = 0, None
     while said != Word.ACK:
@@ -71,9 +72,11 @@ def _waiting_scout(end: Wire) -> int:
         if report is None:
             raise EOFError("the scout has gone")
         pid, said = report.pid, report.word
-    while _state(pid) != b"S":
+    for _ in range(int(_PATIENCE / _TICK)):
+        if _state(pid) == b"S":
+            return pid
         sleep(_TICK)
-    return pid
+    raise TimeoutError("the scout does not wait for its client")
 
 
 def _state(pid: int) -> bytes:
@@ -81,11 +84,11 @@ def _state(pid: int) -> bytes:
         return stat.read().rpartition(b")")[2].split(None, 1)[0]
 
 
-def _pages(pid: int) -> Pages:
-    """Return the pages that a process uses, of those that it may have from its mold. Raises OSError."""
+def _pages(pid: int, maps: int) -> Pages:
+    """Return the pages that a process uses, of those in these areas. Raises OSError."""
     pages = Pages()
-    with open(f"/proc/{pid}/maps", "rb") as maps, open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
-        for start, end, writable, of_file in _areas(maps):
+    with open(maps, "rb") as lines, open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+        for start, end, writable, of_file in _areas(lines):
             pagemap.seek(start // PAGE * _ENTRY)
             entries = array("Q", pagemap.read((end - start) // PAGE * _ENTRY))
             if not writable:
@@ -97,7 +100,7 @@ def _pages(pid: int) -> Pages:
     return pages
 
 
-def _areas(maps: Iterator[bytes]) -> Iterator[tuple[int, int, bool, bool]]:
+def _areas(maps: Iterable[bytes]) -> Iterator[tuple[int, int, bool, bool]]:
     """Yield begin and end of each private area, whether it may be written to, and whether it began as a file's (proc(5), maps).
 
     Not the kernel's own, [vvar] and [vdso]: they cannot be populated, and a call ends at the first range that cannot.
@@ -111,14 +114,12 @@ def _areas(maps: Iterator[bytes]) -> Iterator[tuple[int, int, bool, bool]]:
 
 def _runs(entries: Sequence[int], start: int) -> bytes:
     """Return the ranges of the pages that are the process's own, neighbours together."""
-    ranges, first = b"", -1
-    for number, entry in enumerate([*entries, 0]):
-        own = entry & _PRESENT and entry & _EXCLUSIVE
-        if own and first < 0:
-            first = number
-        elif not own and first >= 0:
-            ranges += RANGE.pack(start + first * PAGE, (number - first) * PAGE)
-            first = -1
+    own = [number for number, entry in enumerate(entries) if entry & _OWN == _OWN]
+    ranges = b""
+    while own:
+        length = next((n for n, number in enumerate(own) if number != own[0] + n), len(own))
+        ranges += RANGE.pack(start + own[0] * PAGE, length * PAGE)
+        del own[:length]
     return ranges
 
 

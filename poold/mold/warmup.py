@@ -105,6 +105,11 @@ def scout(worker: Worker) -> Pages | None:
     """
     if worker.command is not None:
         return None
+    try:
+        maps = os.open("/proc/self/maps", os.O_RDONLY)
+    except OSError:
+        # There is no /proc.
+        return None
     report_r, report_w = os.pipe()
     try:
         with Stage(worker):
@@ -114,7 +119,7 @@ def scout(worker: Worker) -> Pages | None:
             try:
                 observer = clone_worker(OBSERVER_ARGUMENTS)
                 if not observer:
-                    observe(scene.to_worker, report_w, worker.master)
+                    observe(scene.to_worker, report_w, worker.master, maps)
                 # The observer alone is the scout's master and client: when it ends, the scout does.
                 scene.to_worker.close()
                 scene.far.close()
@@ -128,8 +133,8 @@ def scout(worker: Worker) -> Pages | None:
         # No process can be had for it.
         return None
     finally:
-        os.close(report_r)
-        os.close(report_w)
+        for fd in (maps, report_r, report_w):
+            os.close(fd)
 
 
 def _be_cloned() -> int:

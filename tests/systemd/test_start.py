@@ -1,10 +1,12 @@
 """The shipped units start, serve, and say how it goes."""
 
 import json
+import re
 from collections.abc import Callable
 
 import pytest
 
+from tests.faultkit import needs_rings
 from tests.support import Client, eventually
 from tests.systemd.machine import Machine
 from tests.systemd.unit import PASSED, Unit
@@ -47,6 +49,17 @@ def test_it_serves(unit: Take, name: str) -> None:
         eventually(lambda: pool.show("StatusText").startswith("1/256 sessions"), "the status has the session")
     assert pool.ask("status")["pid"] == int(pool.master)
     assert pool.metrics()["process_max_fds"] >= 1024
+
+
+@needs_rings
+@pytest.mark.parametrize("name", UNITS)
+def test_pages_are_pinned(unit: Take, name: str) -> None:
+    """What the units forbid leaves the mold free to pin the pages that its workers write to."""
+    pool = unit(name)
+    pool.configure()
+    pool.start()
+    [mold] = [row["pid"] for row in pool.ask("ps") if row["kind"] == "mold"]
+    assert re.search(r"VmPin:\s+[1-9]", pool.machine.run("cat", f"/proc/{mold}/status"))
 
 
 @pytest.mark.parametrize("name", UNITS)
