@@ -26,16 +26,11 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this
 
 
 def rings_are_allowed() -> bool:
-    """Say whether this machine lets a process pin pages, and has done so since Linux 5.18."""
-    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
-    try:
-        disabled = Path("/proc/sys/kernel/io_uring_disabled").read_text().strip() != "0"
-    except FileNotFoundError:
-        disabled = False
-    ring: int = ahead._syscall(ahead._IO_URING_SETUP, 1, bytes(ahead._PARAMS_SIZE))
+    """Say whether this machine lets a process pin pages (Linux 5.18, and nothing that forbids io_uring)."""
+    ring = ahead.open_ring()
     if ring >= 0:
         os.close(ring)
-    return release >= (5, 18) and not disabled and ring >= 0
+    return ring >= 0
 
 
 needs_rings = pytest.mark.skipif(not rings_are_allowed(), reason="no process may have an io_uring here")

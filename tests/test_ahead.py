@@ -9,7 +9,7 @@ import pytest
 
 from poold.mold import ahead
 from tests.faultkit import has_gone, mold_of, needs_rings, needs_strace, spares_of, traced
-from tests.support import HANDLERS, Daemon, open_files, stat_fields
+from tests.support import HANDLERS, Daemon, children_of, open_files, stat_fields
 
 Poold = Callable[..., Daemon]
 
@@ -23,6 +23,12 @@ def faults(pid: int) -> int:
     fields = stat_fields(pid)
     assert fields is not None
     return int(fields[7])
+
+
+def pinned(pid: int) -> int:
+    """Return how many kilobytes of a process's memory are pinned (proc(5), VmPin)."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmPin:"))
 
 
 def has_no_ring(pid: int) -> bool:
@@ -61,27 +67,32 @@ def test_what_is_pinned_costs_no_faults(poold: Poold, user: str | None) -> None:
         pytest.skip("only root can change the user")
     daemon = one_spare(poold, folder_for_others=True, **({"server.user": user} if user else {})).start()
     assert faults_of_a_clone(daemon) < FAULTS_MAX
+    assert pinned(mold_of(daemon)) > 0
     assert has_no_ring(mold_of(daemon))
     assert has_no_ring(spares_of(daemon, 1)[0])
+    assert not children_of(mold_of(daemon))
 
 
 @needs_rings
 @needs_strace
 @pytest.mark.parametrize(
-    ("fault", "pinned"),
+    ("fault", "held"),
     [
         ("io_uring_setup:error=EPERM", False),
         ("io_uring_setup:error=ENOSYS", False),
         ("io_uring_register:error=ENOMEM", False),
-        ("io_uring_register:error=EOPNOTSUPP:when=1", True),
-        # Each second one of the mold's is to make the ring last.
-        ("io_uring_register:error=EINVAL:when=2+2", False),
+        # A mold's first is to make the ring last, its second to pin.
+        ("io_uring_register:error=EINVAL:when=1", False),
+        ("io_uring_register:error=EOPNOTSUPP:when=2", True),
         ("io_uring_setup:signal=SYS", False),
         ("process_madvise:signal=SYS", False),
         ("process_madvise:error=EPERM", True),
+        # A mold's first is its observer, its second the scout.
+        ("clone:error=EAGAIN:when=1", False),
+        ("clone:error=EAGAIN:when=2", False),
     ],
 )
-def test_what_is_forbidden_costs_faults_and_nothing_else(poold: Poold, fault: str, pinned: bool) -> None:
+def test_what_is_forbidden_costs_faults_and_nothing_else(poold: Poold, fault: str, held: bool) -> None:
     """A system that has none of this, limits it or kills for it, is served by all the same."""
     daemon = one_spare(poold).start()
     mold, [spare] = mold_of(daemon), spares_of(daemon, 1)
@@ -91,16 +102,20 @@ def test_what_is_forbidden_costs_faults_and_nothing_else(poold: Poold, fault: st
         has_gone(spare)
         spares_of(daemon, 1)
         assert tracer.lines("INJECTED") or tracer.lines("SIGSYS")
-    assert (faults_of_a_clone(daemon) < FAULTS_MAX) is pinned
+    assert (pinned(mold_of(daemon)) > 0) is held
+    assert (faults_of_a_clone(daemon) < FAULTS_MAX) is held
     assert has_no_ring(mold_of(daemon))
+    assert not children_of(mold_of(daemon))
 
 
+@needs_rings
 def test_more_than_may_be_locked_is_not_pinned(poold: Poold) -> None:
     """RLIMIT_MEMLOCK is not for root, and not an error."""
     if os.geteuid() != 0:
         pytest.skip("only root can change the user")
     daemon = one_spare(poold, folder_for_others=True, **{"server.user": "nobody"})
     daemon.start(wrapper=("prlimit", "--memlock=65536:65536"))
+    assert pinned(mold_of(daemon)) == 0
     assert faults_of_a_clone(daemon) > FAULTS_MAX
 
 
@@ -121,6 +136,7 @@ def test_a_spare_has_its_pages_before_its_client_comes(poold: Poold, user: str |
     assert user is None or os.stat(f"/proc/{mold_of(daemon)}/maps").st_uid == 0
 
 
+@needs_rings
 def test_huge_pages_are_not_pinned(poold: Poold) -> None:
     """A clone does not copy two megabytes for the one page of them that it would write to."""
     daemon = one_spare(poold)
@@ -131,3 +147,5 @@ def test_huge_pages_are_not_pinned(poold: Poold) -> None:
     rollup = Path(f"/proc/{spare}/smaps_rollup").read_text().splitlines()
     private = sum(int(line.split()[1]) for line in rollup if line.startswith("Private_Dirty:"))
     assert private < 4096
+    # What began as a file's is small.
+    assert 0 < pinned(mold_of(daemon)) < 1024

@@ -109,7 +109,8 @@ HURTING = {
     },
     r"os\.(kill|killpg)": {"poold.master.ladder", "poold.master.probe"},
     r"os\.(wait\w*)": {"poold.master.reaper", "poold.master.births", "poold.master.probe", "poold.mold.clone", "poold.settings.apart"},
-    r"time\.sleep": {"poold.exporter.main", "poold.master.loop"},  # the loop's holding off
+    # The loop's holding off; an observer that waits for its scout.
+    r"time\.sleep": {"poold.exporter.main", "poold.master.loop", "poold.mold.scout"},
     r"threading\.\w+": {"poold.exporter.main"},
     r"(pickle|marshal|shelve|yaml)\.\w+": set(),
 }

@@ -87,7 +87,7 @@ def test_a_machine_that_stood_still_is_told_of() -> None:
     """A wait that poold could not help stands beside its reason."""
     results = recorded()
     results.reloads.append(ReloadRun(3, applied=True, p50=0.001, longest=0.135, lost=0, machine_pause=0.0312))
-    assert "(the machine itself stood still for 31 ms)" in render(results)
+    assert "(in the longest the machine itself stood still for 31 ms)" in render(results)
     assert "stood still for" not in render(recorded())
 
 

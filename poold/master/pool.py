@@ -31,7 +31,7 @@ CROWD_MAX = 32
 
 
 def holdoff(waiting: int, coming: int) -> float:
-    """Return how many seconds the master leaves what happens alone while so many sessions wait, and so many workers are on their way.
+    """Return for how many seconds the master leaves what happens alone while so many sessions wait, and so many workers are on their way.
 
     With a crowd the mold and the workers need the processor. A master that acted on every word at once would take it from them at each,
     with a whole turn for one of many things that can be done together.
@@ -83,7 +83,7 @@ class Pool:
         return True
 
     def holdoff(self) -> float:
-        """Return for how many seconds nothing is lost by not looking."""
+        """Return for how many seconds more is gained than lost by not looking."""
         return holdoff(len(self._handover.waiting), self._orders.coming())
 
     def _refill_due(self) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # without loading typing, whose weight every worker would car
 
 # The same numbers on every architecture: they came after Linux 5.0's unification of system call tables.
 _IO_URING_SETUP, _IO_URING_REGISTER, _PROCESS_MADVISE = 425, 427, 440
-_IORING_REGISTER_BUFFERS, _IORING_REGISTER_RING_FDS = 0, 20
+_IORING_REGISTER_BUFFERS, _IORING_UNREGISTER_BUFFERS, _IORING_REGISTER_RING_FDS = 0, 1, 20
 _PARAMS_SIZE = 120
 # struct io_uring_rsrc_update: any index, and the ring.
 _RING_FD = struct.Struct("=IIQ")
@@ -39,10 +39,10 @@ _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23
 PAGE = sysconf("SC_PAGE_SIZE")
 # struct iovec.
 RANGE = struct.Struct("NN")
-_LENGTHS = struct.Struct("NN")
+_HEAD = struct.Struct("?NN")
 # The kernel takes so many ranges in one call (readv(2), IOV_MAX).
 RANGES_MAX = 1024
-# A page that is part of a larger one (transparent huge pages) takes all of it along to the clone: then nothing is gained.
+# A page that is part of a larger one (a large folio) takes all of it along to the clone: then nothing is gained.
 SURPLUS_MAX = 1.25
 
 # PyDLL, because a call that keeps the interpreter's lock touches less, and none of these waits. Memory goes to it as bytes, or as the
@@ -52,23 +52,28 @@ _syscall.restype = ctypes.c_long
 
 
 class Pages:
-    """Ranges of pages, packed as `RANGE`: `read`, and written to: `of_files`, in areas that began as a file's, and `anonymous`."""
+    """Ranges of pages, packed as `RANGE`: `read`, and written to: `of_files`, in areas that began as a file's, and `anonymous`.
 
-    __slots__ = ("anonymous", "of_files", "read")
+    `huge` says that there are huge pages (AnonHugePages, proc(5)).
+    """
+
+    __slots__ = ("anonymous", "huge", "of_files", "read")
 
     def __init__(self) -> None:
         self.read = self.of_files = self.anonymous = b""
+        self.huge = False
 
     def packed(self) -> bytes:
         """Return all of it, for another process."""
-        return _LENGTHS.pack(len(self.read), len(self.of_files)) + self.read + self.of_files + self.anonymous
+        return _HEAD.pack(self.huge, len(self.read), len(self.of_files)) + self.read + self.of_files + self.anonymous
 
     @classmethod
     def unpacked(cls, data: bytes) -> Pages:
-        """Return what was packed."""
+        """Return what was packed. Raises struct.error."""
         pages = cls()
-        read, of_files = _LENGTHS.unpack_from(data)
-        data = data[_LENGTHS.size :]
+        huge, read, of_files = _HEAD.unpack_from(data)
+        data = data[_HEAD.size :]
+        pages.huge = bool(huge)
         pages.read, pages.of_files, pages.anonymous = data[:read], data[read : read + of_files], data[read + of_files :]
         return pages
 
@@ -79,8 +84,8 @@ class Pages:
 
 
 def probe() -> None:
-    """Make each of the calls, to no effect: a filter may answer one of them with death (seccomp(2)), and a scout is there for that."""
-    ring = _ring()
+    """Make each of the calls, to no effect: a filter may answer one of them with death (seccomp(2)), and an observer is there for that."""
+    ring = open_ring()
     if ring >= 0:
         close(ring)
     _syscall(_IO_URING_REGISTER, -1, _IORING_REGISTER_BUFFERS, None, 0)
@@ -93,16 +98,33 @@ def populates() -> bool:
     return answer == 0
 
 
+def open_ring() -> int:
+    """Return the descriptor of a new io_uring that stays until its thread ends, whoever closes the descriptor; below 0: there is none."""
+    parameters = array("B", bytes(_PARAMS_SIZE))
+    ring: int = _syscall(_IO_URING_SETUP, 1, ctypes.c_void_p(parameters.buffer_info()[0]))
+    if ring >= 0:
+        kept = array("B", _RING_FD.pack(_ANY_INDEX, 0, ring))
+        if _syscall(_IO_URING_REGISTER, ring, _IORING_REGISTER_RING_FDS, ctypes.c_void_p(kept.buffer_info()[0]), 1) != 1:
+            close(ring)
+            return -1
+    return ring
+
+
 def provide(pages: Pages, look_again: Callable[[], Pages | None]) -> Callable[[], object] | None:
     """Pin what can be pinned, for as long as this process lives; return what takes the rest in a worker, or None.
 
     `look_again` says which pages a worker has by then.
     """
     of_files, anonymous = pages.of_files, pages.anonymous
-    # Until Linux 6.5 what began as a file's cannot be pinned (io_uring_register(2)); where the kernel has huge pages for what is no
-    # file's, that cannot.
-    choices = ((anonymous + of_files, b""), (anonymous, of_files), (of_files, anonymous))
-    left = next((left for pinned, left in choices if _pin(pinned, pages.written(), look_again)), anonymous + of_files)
+    # Until Linux 6.5 what began as a file's cannot be pinned (io_uring_register(2)).
+    choices = [(of_files, anonymous)] if pages.huge else [(anonymous + of_files, b""), (anonymous, of_files)]
+    left = anonymous + of_files
+    ring = open_ring()
+    if ring >= 0:
+        try:
+            left = next((left for pinned, left in choices if _pin(ring, pinned, pages.written(), look_again)), left)
+        finally:
+            close(ring)
     calls = [*_call(pages.read, _MADV_POPULATE_READ), *_call(left, _MADV_POPULATE_WRITE)] if populates() else []
     # One that fails takes nothing, and what it would have taken comes by faults. A function of Python's would take pages itself.
     return calls[0] if len(calls) == 1 else partial(_make, calls) if calls else None
@@ -113,35 +135,19 @@ def _make(calls: list[Callable[[], object]]) -> None:
         call()
 
 
-def _pin(ranges: bytes, written: int, look_again: Callable[[], Pages | None]) -> bool:
+def _pin(ring: int, ranges: bytes, written: int, look_again: Callable[[], Pages | None]) -> bool:
     """Pin these ranges, and say whether they are, and workers have hardly more than the pages that they write to.
 
-    It may be forbidden, or more than may be locked (RLIMIT_MEMLOCK).
+    It may be more than may be locked (RLIMIT_MEMLOCK).
     """
     count = len(ranges) // RANGE.size
-    if not 0 < count <= RANGES_MAX:
+    if not 0 < count <= RANGES_MAX or _syscall(_IO_URING_REGISTER, ring, _IORING_REGISTER_BUFFERS, ranges, count) != 0:
         return False
-    ring = _ring()
-    if ring < 0:
-        return False
-    try:
-        if _syscall(_IO_URING_REGISTER, ring, _IORING_REGISTER_BUFFERS, ranges, count) != 0:
-            return False
-        found = look_again()
-        if found is None or found.written() > written * SURPLUS_MAX:
-            return False
-        kept = array("B", _RING_FD.pack(_ANY_INDEX, 0, ring))
-        done: int = _syscall(_IO_URING_REGISTER, ring, _IORING_REGISTER_RING_FDS, ctypes.c_void_p(kept.buffer_info()[0]), 1)
-        return done == 1
-    finally:
-        close(ring)
-
-
-def _ring() -> int:
-    """Return the descriptor of a new io_uring, below 0 where there can be none."""
-    parameters = array("B", bytes(_PARAMS_SIZE))
-    ring: int = _syscall(_IO_URING_SETUP, 1, ctypes.c_void_p(parameters.buffer_info()[0]))
-    return ring
+    found = look_again()
+    if found is not None and found.written() <= written * SURPLUS_MAX:
+        return True
+    _syscall(_IO_URING_REGISTER, ring, _IORING_UNREGISTER_BUFFERS, None, 0)
+    return False
 
 
 def _call(ranges: bytes, advice: int) -> Iterator[Callable[[], object]]:

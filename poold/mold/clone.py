@@ -118,15 +118,9 @@ def clone_worker(arguments: tuple[Any, ...] = _ARGUMENTS) -> int:
     return pid
 
 
-def children_ended_well() -> bool:
-    """Wait for every child of this process, and say whether all ended with 0."""
-    well = True
-    while True:
-        try:
-            _, status = os.wait()
-        except ChildProcessError:
-            return well
-        well = well and status == 0
+def ended_well(pid: int) -> bool:
+    """Wait for a child of this process, and say whether it ended with 0."""
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def warm_up(times: int) -> None:

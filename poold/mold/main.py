@@ -118,17 +118,20 @@ def main() -> None:
     mold = Mold(end, settings, fds)
     try:
         threads = mold.prepare()
-        if mold.alone:
-            from poold.mold.ahead import provide
-            from poold.mold.warmup import scout
-
-            # Called here, because orders will be worked off as deep below: a scout's frames lie where a worker's do.
-            pages = scout(mold.worker)
-            if pages is not None:
-                mold.worker.take_pages = provide(pages, partial(scout, mold.worker)) or mold.worker.take_pages
     except BaseException as error:  # user code may raise anything, SystemExit included; the master must hear it
         text = trace(error)
         end.send(channel.mold_report(MoldWord.FAILED, text=f"{type(error).__name__}: {error}\n{text}"[:TRACEBACK_MAX]))
         sys.exit(1)
+    if mold.alone:
+        from poold.mold.ahead import provide
+        from poold.mold.warmup import scout
+
+        try:
+            # Called here, because orders will be worked off as deep below: a scout's frames lie where a worker's do.
+            pages = scout(mold.worker)
+            if pages is not None:
+                mold.worker.take_pages = provide(pages, partial(scout, mold.worker)) or mold.worker.take_pages
+        except Exception as error:  # whatever it is, it costs time and nobody's session
+            log.warning("pages_not_ahead", reason=f"{type(error).__name__}: {error}")
     end.send(channel.mold_report(MoldWord.READY, number=threads))
     mold.run()

@@ -11,13 +11,13 @@ What becomes of these pages: `poold.mold.ahead`.
 from __future__ import annotations
 
 import os
+import time
 from array import array
 from os import _exit as leave
-from time import sleep
 
 from poold.channel import Word, receive_report
 from poold.mold.ahead import PAGE, RANGE, Pages, probe
-from poold.sandbox import vanish_with
+from poold.sandbox import be_seen, vanish_with
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
@@ -32,16 +32,21 @@ _PRESENT = 1 << 63
 _OWN = _PRESENT | 1 << 56
 _ENTRY = 8
 # Pages that the kernel maps around one that is only read (fault_around_bytes, 64 kB by default).
-_AROUND = 16
+_AROUND = max(1, (64 << 10) // PAGE)
+# A larger area is a reservation, and not looked at: there are eight bytes of pagemap for each of its pages.
+_AREA_MAX = 4 << 30
 # How long the scout may be silent; and how often the observer looks whether it waits yet.
-_PATIENCE = 10.0
+_PATIENCE = 2.0
 _TICK = 0.0002
-# What a pipe holds while nobody reads (pipe(7)).
-REPORT_MAX = 65536
 
 
-def stay(connection: Connection) -> None:
-    """Be the scout's handler: do what every handler does first, until the observer has seen enough."""
+def stay(channel: int, connection: Connection) -> None:
+    """Be the scout's handler: let the observer look, and do what every handler does first, until it has seen enough.
+
+    Nothing of the mold's is left open by then, `channel` neither: who may look could also take what there is.
+    """
+    os.close(channel)
+    be_seen()
     connection.socket.recv(1)
 
 
@@ -56,9 +61,7 @@ def observe(scout: Wire, report: int, mold: int, maps: int) -> NoReturn:
         # A filter may answer one of these with death (seccomp(2)): better here than in the mold.
         probe()
         pages = _pages(_waiting_scout(scout), maps).packed()
-        if len(pages) <= REPORT_MAX:
-            os.write(report, pages)
-            status = 0
+        status = int(os.write(report, pages) != len(pages))
     finally:
         leave(status)
 
@@ -75,7 +78,7 @@ def _waiting_scout(end: Wire) -> int:
     for _ in range(int(_PATIENCE / _TICK)):
         if _state(pid) == b"S":
             return pid
-        sleep(_TICK)
+        time.sleep(_TICK)
     raise TimeoutError("the scout does not wait for its client")
 
 
@@ -89,6 +92,8 @@ def _pages(pid: int, maps: int) -> Pages:
     pages = Pages()
     with open(maps, "rb") as lines, open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
         for start, end, writable, of_file in _areas(lines):
+            if end - start > _AREA_MAX:
+                continue
             pagemap.seek(start // PAGE * _ENTRY)
             entries = array("Q", pagemap.read((end - start) // PAGE * _ENTRY))
             if not writable:
@@ -97,6 +102,8 @@ def _pages(pid: int, maps: int) -> Pages:
                 pages.of_files += _runs(entries, start)
             else:
                 pages.anonymous += _runs(entries, start)
+    with open(f"/proc/{pid}/smaps_rollup", "rb") as rollup:
+        pages.huge = any(line.startswith(b"AnonHugePages:") and int(line.split()[1]) for line in rollup)
     return pages
 
 

@@ -19,10 +19,10 @@ from poold.channel import Assignment
 from poold.connection import Connection
 from poold.mold import clone, orders
 from poold.mold.ahead import Pages
-from poold.mold.clone import OBSERVER_ARGUMENTS, SCOUT_ARGUMENTS, children_ended_well, clone_worker
+from poold.mold.clone import OBSERVER_ARGUMENTS, SCOUT_ARGUMENTS, clone_worker, ended_well
 from poold.mold.orders import work_off
-from poold.mold.scout import REPORT_MAX, observe, stay
-from poold.sandbox import be_seen, die_with, vanish_with
+from poold.mold.scout import observe, stay
+from poold.sandbox import die_with, vanish_with
 from poold.title import set_title
 
 TYPE_CHECKING = False
@@ -78,7 +78,7 @@ class Scene:
 
 
 def gather(worker: Worker) -> None:
-    """Copy the code that every worker runs to where it lies together: a page of it is copied at each clone, because running it counts."""
+    """Copy most of the code that every worker runs to where it lies together: running it counts, and each count copies a page."""
     methods = [value for kind in (type(worker), Connection) for value in vars(kind).values()]
     functions = (orders.work_off, clone.clone_worker, channel.receive_with, channel.read_order, channel.read_assignment, channel.report)
     for function in (*functions, die_with, *methods):
@@ -99,42 +99,41 @@ def warm_up(worker: Worker) -> None:
 
 
 def scout(worker: Worker) -> Pages | None:
-    """Return the pages that a worker needs; None where it cannot be found out, and workers take them one by one.
+    """Return the pages that a worker needs; None where it cannot be found out, and workers take them one by one. Raises OSError.
 
     To be called with one thread only, and after everything that changes this process's memory.
     """
     if worker.command is not None:
         return None
-    try:
-        maps = os.open("/proc/self/maps", os.O_RDONLY)
-    except OSError:
-        # There is no /proc.
-        return None
-    report_r, report_w = os.pipe()
+    report = os.memfd_create("poold-pages")
+    maps = os.open("/proc/self/maps", os.O_RDONLY)
+    handler = partial(stay, worker.mold)
     try:
         with Stage(worker):
             scene = Scene(worker, RUNS + 1)
             dup = worker.mold
-            worker.master, worker.handler, worker.take_pages, worker.leave = os.getpid(), stay, be_seen, os._exit
+            worker.master, worker.handler, worker.leave = os.getpid(), handler, os._exit
             try:
                 observer = clone_worker(OBSERVER_ARGUMENTS)
+                # The scout alone is to have this; then the observer hears of its end.
+                scene.theirs.close()
                 if not observer:
-                    observe(scene.to_worker, report_w, worker.master, maps)
+                    observe(scene.to_worker, report, worker.master, maps)
                 # The observer alone is the scout's master and client: when it ends, the scout does.
                 scene.to_worker.close()
                 scene.far.close()
                 work_off(scene.mold, partial(clone_worker, SCOUT_ARGUMENTS), worker)
+                answered = channel.receive_mold_report(scene.to_mold)
             finally:
                 os.close(dup)
                 scene.close()
-        # What was not written whole was not written, and its writer has not ended well.
-        return Pages.unpacked(os.read(report_r, REPORT_MAX)) if children_ended_well() else None
-    except OSError:
-        # No process can be had for it.
-        return None
+        found = ended_well(observer)
+        if answered is not None and answered.answer[2]:
+            found = ended_well(answered.answer[2]) and found
+        return Pages.unpacked(os.pread(report, os.fstat(report).st_size, 0)) if found else None
     finally:
-        for fd in (maps, report_r, report_w):
-            os.close(fd)
+        os.close(maps)
+        os.close(report)
 
 
 def _be_cloned() -> int:

@@ -24,7 +24,7 @@ That the load generator is not what is measured is checked in each run: `costles
 session, has its turns like the others. What the generator reaches against it is its ceiling, and the report says how far below the
 fastest server is. In every closed loop the generator's own use of its core is recorded, and runs in which it was above 90 % are marked.
 
-A newcomer's wait during a reload may be the machine's: beside each stands how long neither poold nor anybody else could run (pauses.c).
+A newcomer's wait during a reload may be the machine's: with each is recorded how long neither poold nor anybody else could run (pauses.c).
 
 The servers fork and the load generator does not: load.c. What was measured is in `results`, as it was measured; `summary`, `targets`,
 `report` and `charts` only read it. Needs two cores, cc, and `pip install '.[bench]'`; servers that are not installed are left out by

@@ -85,7 +85,7 @@ class ReloadRun:
     p50: float
     longest: float
     lost: int
-    machine_pause: float | None
+    machine_pause: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,8 +101,9 @@ def _moments(results: Results) -> Iterator[Verdict]:
     pauses = Figure.of(run.longest * 1e3 for run in results.reloads)
     worst = max((run.lost for run in results.reloads), default=None)
     refused = sum(not run.applied for run in results.reloads)
-    still = max((run.machine_pause for run in results.reloads if run.machine_pause is not None), default=0)
-    note = f"the machine itself stood still for {still * 1e3:.0f} ms" if still > STILL else ""
+    slowest = max(results.reloads, key=lambda run: run.longest, default=None)
+    still = (slowest.machine_pause if slowest else None) or 0
+    note = f"in the longest the machine itself stood still for {still * 1e3:.0f} ms" if still > STILL else ""
     yield Verdict("P10", f"longest wait of a newcomer during a reload, {RATE}/s", "ms", pauses, 20, note=note)
     # Not a median: one that was lost is one too many.
     lost = None if worst is None else Figure.of([worst])
