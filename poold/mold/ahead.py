@@ -20,7 +20,9 @@ import ctypes
 import struct
 from array import array
 from functools import partial
-from os import close, sysconf
+from os import close, strerror, sysconf
+
+from poold.log import log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
@@ -141,11 +143,15 @@ def _pin(ring: int, ranges: bytes, written: int, look_again: Callable[[], Pages 
     It may be more than may be locked (RLIMIT_MEMLOCK).
     """
     count = len(ranges) // RANGE.size
-    if not 0 < count <= RANGES_MAX or _syscall(_IO_URING_REGISTER, ring, _IORING_REGISTER_BUFFERS, ranges, count) != 0:
+    if not 0 < count <= RANGES_MAX:
+        return False
+    if _syscall(_IO_URING_REGISTER, ring, _IORING_REGISTER_BUFFERS, ranges, count) != 0:
+        log.info("pages_not_ahead", reason=f"io_uring_register: {strerror(ctypes.get_errno())}")
         return False
     found = look_again()
     if found is not None and found.written() <= written * SURPLUS_MAX:
         return True
+    log.info("pages_not_ahead", reason=f"a worker has {found.written() if found else 'no'} pages, and needs {written}")
     _syscall(_IO_URING_REGISTER, ring, _IORING_UNREGISTER_BUFFERS, None, 0)
     return False
 

@@ -132,6 +132,6 @@ def main() -> None:
             if pages is not None:
                 mold.worker.take_pages = provide(pages, partial(scout, mold.worker)) or mold.worker.take_pages
         except Exception as error:  # whatever it is, it costs time and nobody's session
-            log.warning("pages_not_ahead", reason=f"{type(error).__name__}: {error}")
+            log.info("pages_not_ahead", reason=f"{type(error).__name__}: {error}")
     end.send(channel.mold_report(MoldWord.READY, number=threads))
     mold.run()

@@ -16,6 +16,7 @@ from array import array
 from os import _exit as leave
 
 from poold.channel import Word, receive_report
+from poold.log import log
 from poold.mold.ahead import PAGE, RANGE, Pages, probe
 from poold.sandbox import be_seen, vanish_with
 
@@ -62,6 +63,8 @@ def observe(scout: Wire, report: int, mold: int, maps: int) -> NoReturn:
         probe()
         pages = _pages(_waiting_scout(scout), maps).packed()
         status = int(os.write(report, pages) != len(pages))
+    except Exception as error:  # whatever it is, workers take their pages one by one then
+        log.info("pages_not_ahead", reason=f"{type(error).__name__}: {error}")
     finally:
         leave(status)
 
@@ -83,8 +86,12 @@ def _waiting_scout(end: Wire) -> int:
 
 
 def _state(pid: int) -> bytes:
-    with open(f"/proc/{pid}/stat", "rb") as stat:
-        return stat.read().rpartition(b")")[2].split(None, 1)[0]
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return stat.read().rpartition(b")")[2].split(None, 1)[0]
+    except FileNotFoundError:
+        # Where /proc hides what one may not look into (proc(5), hidepid), the scout is not there until it lets itself be seen.
+        return b""
 
 
 def _pages(pid: int, maps: int) -> Pages:

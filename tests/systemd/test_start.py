@@ -59,7 +59,8 @@ def test_pages_are_pinned(unit: Take, name: str) -> None:
     pool.configure()
     pool.start()
     [mold] = [row["pid"] for row in pool.ask("ps") if row["kind"] == "mold"]
-    assert re.search(r"VmPin:\s+[1-9]", pool.machine.run("cat", f"/proc/{mold}/status"))
+    text = pool.machine.run("cat", f"/proc/{mold}/status")
+    assert re.search(r"VmPin:\s+[1-9]", text), f"{text}{pool.events('pages_not_ahead')}"
 
 
 @pytest.mark.parametrize("name", UNITS)
