@@ -4,10 +4,12 @@ import json
 import os
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.faultkit import frozen, mold_of, needs_strace, traced
 from tests.support import Client, Daemon, eventually, title
 
 Poold = Callable[..., Daemon]
@@ -32,6 +34,20 @@ def test_cold_path(poold: Poold) -> None:
         assert one.ask("pid") != two.ask("pid")
     daemon.metric("poold_children_reaped_total", 2, kind="worker")
     daemon.metric("poold_children", 0, kind="worker")
+
+
+@needs_strace
+def test_the_master_holds_off_in_a_crowd_alone(poold: Poold) -> None:
+    """With many who wait for workers that are on their way the master lets things happen for a while; with one it looks at once."""
+    daemon = poold(options={"pool.min_spare": 0, "pool.max_spare": 0}).start()
+    with traced(daemon.folder, daemon.pid, "trace=clock_nanosleep") as tracer, ExitStack() as stack:
+        with daemon.connect() as one:
+            assert one.ask("echo alone") == "alone"
+        assert not tracer.lines("clock_nanosleep")
+        with frozen(mold_of(daemon)):
+            crowd = [stack.enter_context(daemon.connect()) for _ in range(8)]
+            eventually(lambda: tracer.lines("clock_nanosleep"), "the master holds off")
+        assert [client.ask("echo all") for client in crowd] == ["all"] * 8
 
 
 def test_full_waits_in_the_backlog(poold: Poold) -> None:

@@ -82,7 +82,7 @@ class Loop:
     def turn(self) -> None:
         """Wait for something to happen and let it be acted on. With `eager` set: do not wait, be idle at once if nothing is ready."""
         if self.holdoff:
-            time.sleep(self.holdoff)
+            time.sleep(self.holdoff)  # not the selector, which would return at the first word; a few milliseconds
         due_at = self._deadlines.next_at()
         ready = self._epoll.poll(self._patience(due_at), EVENTS_MAX)
         self.woken_at = self.clock()

@@ -122,7 +122,9 @@ def provide(pages: Pages, look_again: Callable[[], Pages | None]) -> Callable[[]
     choices = [(of_files, anonymous)] if pages.huge else [(anonymous + of_files, b""), (anonymous, of_files)]
     left = anonymous + of_files
     ring = open_ring()
-    if ring >= 0:
+    if ring < 0:
+        log.info("pages_not_ahead", reason=f"io_uring: {strerror(ctypes.get_errno())}")
+    else:
         try:
             left = next((left for pinned, left in choices if _pin(ring, pinned, pages.written(), look_again)), left)
         finally:
@@ -148,12 +150,16 @@ def _pin(ring: int, ranges: bytes, written: int, look_again: Callable[[], Pages 
     if _syscall(_IO_URING_REGISTER, ring, _IORING_REGISTER_BUFFERS, ranges, count) != 0:
         log.info("pages_not_ahead", reason=f"io_uring_register: {strerror(ctypes.get_errno())}")
         return False
-    found = look_again()
-    if found is not None and found.written() <= written * SURPLUS_MAX:
-        return True
-    log.info("pages_not_ahead", reason=f"a worker has {found.written() if found else 'no'} pages, and needs {written}")
-    _syscall(_IO_URING_REGISTER, ring, _IORING_UNREGISTER_BUFFERS, None, 0)
-    return False
+    proved = False
+    try:
+        found = look_again()
+        proved = found is not None and found.written() <= written * SURPLUS_MAX
+        if found is not None and not proved:
+            log.info("pages_not_ahead", reason=f"a worker has {found.written()} pages, and needs {written}")
+    finally:
+        if not proved:
+            _syscall(_IO_URING_REGISTER, ring, _IORING_UNREGISTER_BUFFERS, None, 0)
+    return proved
 
 
 def _call(ranges: bytes, advice: int) -> Iterator[Callable[[], object]]:

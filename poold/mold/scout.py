@@ -81,7 +81,7 @@ def _waiting_scout(end: Wire) -> int:
     for _ in range(int(_PATIENCE / _TICK)):
         if _state(pid) == b"S":
             return pid
-        time.sleep(_TICK)
+        time.sleep(_TICK)  # nobody is told that another process has begun to wait
     raise TimeoutError("the scout does not wait for its client")
 
 

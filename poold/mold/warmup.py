@@ -67,7 +67,7 @@ class Scene:
         worker.mold = os.dup(self.mold.fileno())
         channel.send_with(self.to_mold, channel.order(0, number, ahead=True), self.theirs.fileno())
         self.to_mold.shutdown(socket.SHUT_WR)
-        assignment = Assignment(session=number, family=socket.AF_INET, host="127.0.0.1", port=number, flow=0, scope=0, listener="rehearsal")
+        assignment = Assignment(session=number, family=socket.AF_INET, host="127.0.0.1", port=number, flow=0, scope=0, listener="warm-up")
         channel.send_with(self.to_worker, assignment.pack(), self.near.fileno())
         self.to_worker.shutdown(socket.SHUT_WR)
 
@@ -105,8 +105,12 @@ def scout(worker: Worker) -> Pages | None:
     """
     if worker.command is not None:
         return None
-    report = os.memfd_create("poold-pages")
     maps = os.open("/proc/self/maps", os.O_RDONLY)
+    try:
+        report = os.memfd_create("poold-pages")
+    except OSError:
+        os.close(maps)
+        raise
     handler = partial(stay, worker.mold)
     try:
         with Stage(worker):
