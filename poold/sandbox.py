@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-from functools import partial
 from os import getppid
 
 TYPE_CHECKING = False
@@ -24,10 +23,6 @@ _SIGTERM, _SIGKILL = int(signal.SIGTERM), int(signal.SIGKILL)
 # Looked up once, before any clone. PyDLL, because a call that keeps the interpreter's lock touches less, and prctl does not wait. Small
 # numbers go as they are: an object of ctypes for each would be made and thrown away at each call.
 _prctl = ctypes.PyDLL(None, use_errno=True).prctl
-
-# Lets the calling process be looked into by its own user, also after a change of user (prctl(2)): for one that has nothing to hide. Not a
-# function, whose code would be pages of its own.
-be_seen = partial(_prctl, _PR_SET_DUMPABLE, 1, None, None, None)
 
 
 def _failure() -> OSError:
@@ -81,6 +76,12 @@ def vanish_with(parent: int | None) -> None:
         raise _failure()
     if parent is not None and os.getppid() != parent:
         os._exit(0)
+
+
+def be_seen() -> None:
+    """Let this process be looked into by its own user, also after a change of user (prctl(2)); for one that has let go of its secrets."""
+    if _prctl(_PR_SET_DUMPABLE, 1, None, None, None):
+        raise _failure()
 
 
 def adopt_orphans() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from poold.mold import ahead
+from poold.mold import prefault
 from tests.support import DEADLINE, Daemon, children_of, eventually, open_files, signal_masks, stat_fields, title
 
 Poold = Callable[..., Daemon]
@@ -27,7 +27,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this
 
 def rings_are_allowed() -> bool:
     """Say whether this machine lets a process pin pages (Linux 5.18, and nothing that forbids io_uring)."""
-    ring = ahead.open_ring()
+    ring = prefault.open_ring()
     if ring >= 0:
         os.close(ring)
     return ring >= 0

@@ -221,7 +221,7 @@ def test_weight_of_the_mold(poold: Poold) -> None:
         "poold.errors",
         "poold.log",
         "poold.mold",
-        "poold.mold.ahead",
+        "poold.mold.prefault",
         "poold.mold.clone",
         "poold.mold.compact",
         "poold.mold.main",

@@ -47,7 +47,7 @@ class Mold:
         """Become the user and load the handler; return the number of threads. Whatever is raised says why there can be no worker."""
         # What is used before the first clone only is loaded now, after what each clone uses: that lies together, on a tenth fewer pages.
         from poold.mold.compact import compact
-        from poold.mold.warmup import RUNS, gather, warm_up
+        from poold.mold.warmup import RUNS, warm_up
 
         settings, worker = self._settings, self.worker
         # The master raised its own limit (getrlimit(2)); programs that use select() rely on a low one.
@@ -65,7 +65,6 @@ class Mold:
         # A signal that comes to a worker before it has set itself up must do what it does to any process.
         for number in altered_dispositions():
             signal.signal(number, signal.SIG_DFL)
-        gather(worker)
         warm_up(worker)
         clone.warm_up(RUNS)
         # A collection in a worker would write to every page it shares with its siblings (gc.freeze's documentation).
@@ -123,7 +122,7 @@ def main() -> None:
         end.send(channel.mold_report(MoldWord.FAILED, text=f"{type(error).__name__}: {error}\n{text}"[:TRACEBACK_MAX]))
         sys.exit(1)
     if mold.alone:
-        from poold.mold.ahead import provide
+        from poold.mold.prefault import provide
         from poold.mold.warmup import scout
 
         try:
@@ -132,6 +131,6 @@ def main() -> None:
             if pages is not None:
                 mold.worker.take_pages = provide(pages, partial(scout, mold.worker)) or mold.worker.take_pages
         except Exception as error:  # whatever it is, it costs time and nobody's session
-            log.info("pages_not_ahead", reason=f"{type(error).__name__}: {error}")
+            log.info("pages_not_prefaulted", reason=f"{type(error).__name__}: {error}")
     end.send(channel.mold_report(MoldWord.READY, number=threads))
     mold.run()

@@ -5,7 +5,7 @@ They are always the same: objects lie where they lie. A *scout* lives a worker's
 by the scout alone are what it has written to. Looking writes to pages as well, but to the observer's own; and the mold, for which the
 scout is a vfork(2), stands still until both have gone.
 
-What becomes of these pages: `poold.mold.ahead`.
+What becomes of these pages: `poold.mold.prefault`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from os import _exit as leave
 
 from poold.channel import Word, receive_report
 from poold.log import log
-from poold.mold.ahead import PAGE, RANGE, Pages, probe
+from poold.mold.prefault import PAGE, RANGE, Pages, probe
 from poold.sandbox import be_seen, vanish_with
 
 TYPE_CHECKING = False
@@ -64,7 +64,7 @@ def observe(scout: Wire, report: int, mold: int, maps: int) -> NoReturn:
         pages = _pages(_waiting_scout(scout), maps).packed()
         status = int(os.write(report, pages) != len(pages))
     except Exception as error:  # whatever it is, workers take their pages one by one then
-        log.info("pages_not_ahead", reason=f"{type(error).__name__}: {error}")
+        log.info("pages_not_prefaulted", reason=f"{type(error).__name__}: {error}")
     finally:
         leave(status)
 

@@ -12,21 +12,19 @@ import os
 import signal
 import socket
 from functools import partial
-from types import FunctionType
 
 from poold import channel
 from poold.channel import Assignment
-from poold.connection import Connection
-from poold.mold import clone, orders
-from poold.mold.ahead import Pages
 from poold.mold.clone import OBSERVER_ARGUMENTS, SCOUT_ARGUMENTS, clone_worker, ended_well
 from poold.mold.orders import work_off
+from poold.mold.prefault import Pages
 from poold.mold.scout import observe, stay
-from poold.sandbox import die_with, vanish_with
+from poold.sandbox import vanish_with
 from poold.title import set_title
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+    from poold.connection import Connection
     from poold.worker.main import Worker
 
 # Code is specialized after 8 to 16 runs (CPython 3.11 to 3.13).
@@ -75,15 +73,6 @@ class Scene:
         """Clear up."""
         for end in (self.to_mold, self.mold, self.to_worker, self.theirs, self.near, self.far):
             end.close()
-
-
-def gather(worker: Worker) -> None:
-    """Copy most of the code that every worker runs to where it lies together: running it counts, and each count copies a page."""
-    methods = [value for kind in (type(worker), Connection) for value in vars(kind).values()]
-    functions = (orders.work_off, clone.clone_worker, channel.receive_with, channel.read_order, channel.read_assignment, channel.report)
-    for function in (*functions, die_with, *methods):
-        if isinstance(function, FunctionType):
-            function.__code__ = function.__code__.replace()
 
 
 def warm_up(worker: Worker) -> None:

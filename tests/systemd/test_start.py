@@ -60,7 +60,7 @@ def test_pages_are_pinned(unit: Take, name: str) -> None:
     pool.start()
     [mold] = [row["pid"] for row in pool.ask("ps") if row["kind"] == "mold"]
     text = pool.machine.run("cat", f"/proc/{mold}/status")
-    assert re.search(r"VmPin:\s+[1-9]", text), f"{text}{pool.events('pages_not_ahead')}"
+    assert re.search(r"VmPin:\s+[1-9]", text), f"{text}{pool.events('pages_not_prefaulted')}"
 
 
 @pytest.mark.parametrize("name", UNITS)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from poold.mold import ahead
+from poold.mold import prefault
 from tests.faultkit import has_gone, mold_of, needs_rings, needs_strace, spares_of, traced
 from tests.support import HANDLERS, Daemon, children_of, open_files, stat_fields
 
@@ -122,7 +122,7 @@ def test_more_than_may_be_locked_is_not_pinned(poold: Poold) -> None:
 @pytest.mark.parametrize("user", [None, "nobody"])
 def test_a_spare_has_its_pages_before_its_client_comes(poold: Poold, user: str | None) -> None:
     """What a worker uses on its way to the handler it has while it is a spare, also as another user, and nobody may trace its mold."""
-    if not ahead.populates():
+    if not prefault.populates():
         pytest.skip("this kernel gives no process its pages at one go (Linux 6.14)")
     if user is not None and os.geteuid() != 0:
         pytest.skip("only root can change the user")

@@ -1,4 +1,4 @@
-"""Pages that a worker has before it needs them, instead of by two hundred faults when its client is there.
+"""Prefaulting: pages that a worker has before it needs them, instead of by two hundred faults when its client is there.
 
 A clone shares every page with its mold until one of the two writes to it; then there is a fault, and a copy. Two ways around it, both
 for pages of which the mold knows beforehand that they will be written to (`poold.mold.scout`):
@@ -27,6 +27,8 @@ from poold.log import log
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
     from collections.abc import Callable, Iterator
+
+    Call = tuple[int | bytes | None, ...]
 
 # The same numbers on every architecture: they came after Linux 5.0's unification of system call tables.
 _IO_URING_SETUP, _IO_URING_REGISTER, _PROCESS_MADVISE = 425, 427, 440
@@ -123,20 +125,20 @@ def provide(pages: Pages, look_again: Callable[[], Pages | None]) -> Callable[[]
     left = anonymous + of_files
     ring = open_ring()
     if ring < 0:
-        log.info("pages_not_ahead", reason=f"io_uring: {strerror(ctypes.get_errno())}")
+        log.info("pages_not_prefaulted", reason=f"io_uring: {strerror(ctypes.get_errno())}")
     else:
         try:
             left = next((left for pinned, left in choices if _pin(ring, pinned, pages.written(), look_again)), left)
         finally:
             close(ring)
     calls = [*_call(pages.read, _MADV_POPULATE_READ), *_call(left, _MADV_POPULATE_WRITE)] if populates() else []
-    # One that fails takes nothing, and what it would have taken comes by faults. A function of Python's would take pages itself.
-    return calls[0] if len(calls) == 1 else partial(_make, calls) if calls else None
+    return partial(_take, calls) if calls else None
 
 
-def _make(calls: list[Callable[[], object]]) -> None:
+def _take(calls: list[Call]) -> None:
+    """Make these system calls. One that fails takes nothing, and what it would have taken comes by faults."""
     for call in calls:
-        call()
+        _syscall(*call)
 
 
 def _pin(ring: int, ranges: bytes, written: int, look_again: Callable[[], Pages | None]) -> bool:
@@ -148,21 +150,21 @@ def _pin(ring: int, ranges: bytes, written: int, look_again: Callable[[], Pages 
     if not 0 < count <= RANGES_MAX:
         return False
     if _syscall(_IO_URING_REGISTER, ring, _IORING_REGISTER_BUFFERS, ranges, count) != 0:
-        log.info("pages_not_ahead", reason=f"io_uring_register: {strerror(ctypes.get_errno())}")
+        log.info("pages_not_prefaulted", reason=f"io_uring_register: {strerror(ctypes.get_errno())}")
         return False
     proved = False
     try:
         found = look_again()
         proved = found is not None and found.written() <= written * SURPLUS_MAX
         if found is not None and not proved:
-            log.info("pages_not_ahead", reason=f"a worker has {found.written()} pages, and needs {written}")
+            log.info("pages_not_prefaulted", reason=f"a worker has {found.written()} pages, and needs {written}")
     finally:
         if not proved:
             _syscall(_IO_URING_REGISTER, ring, _IORING_UNREGISTER_BUFFERS, None, 0)
     return proved
 
 
-def _call(ranges: bytes, advice: int) -> Iterator[Callable[[], object]]:
+def _call(ranges: bytes, advice: int) -> Iterator[Call]:
     count = min(len(ranges) // RANGE.size, RANGES_MAX)
     if count:
-        yield partial(_syscall, _PROCESS_MADVISE, _PIDFD_SELF, ranges, count, advice, None)
+        yield _PROCESS_MADVISE, _PIDFD_SELF, ranges, count, advice, None
