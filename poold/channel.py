@@ -3,7 +3,8 @@
 All are SOCK_SEQPACKET pairs: a message arrives whole or not at all, with its descriptor, and the other side's end is EOF. What
 comes from a child is gossip: bounded, checked, and about that child alone, because who speaks is known by the channel.
 
-Master → mold    Order: slot, incarnation, ahead (0 or 1: nobody waits for this worker yet); descriptor: the worker's end of a new channel
+Master → mold    Order: slot, incarnation, ahead (0 or 1: nobody waits for this worker yet); descriptors: the worker's end of a new
+                 channel, and its activity page, if it is not for a program
 Mold → master    Hello: version · Ready: threads (0 or 1) · Failed: text · Answer: the order, and a pid or an errno
 Master → worker  Assignment: session, family, peer, listener; descriptor: the connection. EOF: leave
 Worker → master  Report: BORN version, ready (0 or 1) · READY · ACK session · NACK session, errno · EXEC session ·
@@ -24,7 +25,9 @@ from poold.errors import ProtocolError
 _CREDENTIALS = struct.Struct("3i")
 _CREDENTIALS_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size)
 _DESCRIPTOR = struct.Struct("i")
-_DESCRIPTOR_SPACE = socket.CMSG_SPACE(_DESCRIPTOR.size)
+_DESCRIPTORS = struct.Struct("2i")
+_DESCRIPTORS_SIZE = _DESCRIPTORS.size
+_DESCRIPTORS_SPACE = socket.CMSG_SPACE(_DESCRIPTORS_SIZE)
 # As plain numbers: an enumeration's member costs a worker several pages at each use.
 _AF_UNIX, _SOCK_SEQPACKET, _SOL_SOCKET = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET), int(socket.SOL_SOCKET)
 _SCM_RIGHTS, _SCM_CREDENTIALS = int(socket.SCM_RIGHTS), int(socket.SCM_CREDENTIALS)
@@ -140,18 +143,27 @@ def send_with(end: Wire, data: bytes, fd: int) -> None:
     end.sendmsg((data,), ((_SOL_SOCKET, _SCM_RIGHTS, _DESCRIPTOR.pack(fd)),), _MSG_NOSIGNAL)
 
 
-def receive_with(end: Wire, size: int) -> tuple[bytes, int | None]:
-    """Wait for one message with one descriptor, which the caller then owns; (b"", None) is EOF.
+def send_order(end: Wire, data: bytes, theirs: int, page: int | None) -> None:
+    """Send an order with the worker's end of its channel and, unless it is for a program, its page. Raises OSError."""
+    rights = _DESCRIPTOR.pack(theirs) if page is None else _DESCRIPTORS.pack(theirs, page)
+    end.sendmsg((data,), ((_SOL_SOCKET, _SCM_RIGHTS, rights),), _MSG_NOSIGNAL)
 
-    A message without its descriptor (this process is at its limit of open files: recvmsg(2), MSG_CTRUNC) gives None.
+
+def receive_with(end: Wire, size: int) -> tuple[bytes, tuple[int, ...]]:
+    """Wait for one message with one or two descriptors, which the caller then owns; (b"", ()) is EOF.
+
+    Some are missing where this process is at its limit of open files (recvmsg(2), MSG_CTRUNC).
     """
     try:
-        data, ancillary, _, _ = end.recvmsg(size, _DESCRIPTOR_SPACE, _MSG_CMSG_CLOEXEC)
+        data, ancillary, _, _ = end.recvmsg(size, _DESCRIPTORS_SPACE, _MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
         # The other side ended without reading all that was said to it: an end all the same (unix(7)).
-        return b"", None
-    # The master sends one descriptor, or the kernel has dropped it: nothing else comes on a child's end, which has no SO_PASSCRED.
-    return data, _DESCRIPTOR.unpack(ancillary[0][2])[0] if ancillary else None
+        return b"", ()
+    if not ancillary:
+        return data, ()
+    # Nothing but descriptors comes on a child's end, which has no SO_PASSCRED.
+    rights = ancillary[0][2]
+    return data, _DESCRIPTORS.unpack(rights) if len(rights) == _DESCRIPTORS_SIZE else _DESCRIPTOR.unpack(rights)
 
 
 def receive_report(end: Wire) -> Report | None:

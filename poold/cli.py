@@ -252,7 +252,7 @@ def _ask(arguments: argparse.Namespace, what: str) -> int:
     from poold.rpc import UnreachableError
 
     try:
-        view = report.fetch(_places(arguments))
+        view = report.fetch(_places(arguments), statuses=what == "ps")
     except UnreachableError as error:
         print(f"poold: no daemon answers ({error})", file=sys.stderr)
         return ExitCode.UNREACHABLE

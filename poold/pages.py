@@ -1,24 +1,31 @@
 """Two shared memories that workers see: the phase page and their own activity page.
 
 Loaded by the mold, so it imports little. `phase` is one page that the master writes; the mold maps it read-only, once for all its
-workers. `activity` has one page a slot: a worker maps its own (mmap(2), offset) when it has something to say, which most never have.
-What the master reads there is gossip: it may change that session's own fate and nothing else.
+workers. An activity page is a memory file of one worker's own: nobody but that worker and the master ever has a descriptor of it, and
+its seals let nobody cut it or make it longer. A worker writes to it when it has something to say, which most never have. What the
+master reads there (`poold.master.activity`) is gossip: it may change that session's own fate and nothing else.
+
+One page of a file that all workers share would not do: mremap(2) with an old size of 0, or growing, and remap_file_pages(2) reach
+the neighbours of a page that is mapped, without any descriptor.
 
 Phase page:     0 draining (8 bytes: 0 or 1)
 Activity page:  0 broken pipe left the handler (8 bytes: 0 or 1)   8 deadline asked for (double, CLOCK_MONOTONIC, 0 = none)
                 16 length of the status text (8 bytes)             24 the text, UTF-8, at most 200 bytes
-                224 pid of the worker whose page it is (8 bytes): the rest counts only for that one
+                224 the session that says it (8 bytes): a worker may serve another one next
 """
 
 import ctypes
+import errno
 import os
 import struct
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-STATUS_AT = 24
 STATUS_MAX = 200
-OWNER_AT = STATUS_AT + STATUS_MAX
-_DOUBLE = struct.Struct("<d")
+# Broken pipe, deadline, length and text of the status, session.
+ACTIVITY = struct.Struct(f"<QdQ{STATUS_MAX}sQ")
+# fcntl(2): the file keeps its size, and its seals.
+_F_GET_SEALS = 1034
+ACTIVITY_SEALS = 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
 
 _PROT_READ, _PROT_WRITE, _MAP_SHARED = 1, 2, 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -27,18 +34,18 @@ _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_
 _FAILED = ctypes.c_void_p(-1).value
 
 
-def _mapped(fd: int, *, size: int = PAGE, offset: int = 0, writable: bool = False) -> memoryview:
-    """Map a shared memory for the rest of this process's life; raise OSError.
+def _mapped(fd: int, *, writable: bool = False) -> memoryview:
+    """Map a page for the rest of this process's life; raise OSError.
 
     Not the module mmap: its objects keep a duplicate of the descriptor (before Python 3.13 always), and a serving worker must
     have none but its connection.
     """
     protection = _PROT_READ | (_PROT_WRITE if writable else 0)
-    address = _libc.mmap(None, size, protection, _MAP_SHARED, fd, offset)
+    address = _libc.mmap(None, PAGE, protection, _MAP_SHARED, fd, 0)
     if address == _FAILED:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
+    return memoryview((ctypes.c_ubyte * PAGE).from_address(address)).cast("B")
 
 
 class Phase:
@@ -64,53 +71,34 @@ class PhaseView:
 
 
 class Activity:
-    """A worker's own page. Its slot may have had another worker before, so the page is wiped first and then signed."""
+    """What one session says on its worker's page. `fd` is the page's descriptor, which stays the worker's."""
 
-    def __init__(self, fd: int, slot: int) -> None:
-        self._map = _mapped(fd, offset=slot * PAGE, writable=True)
-        self._map[0 : OWNER_AT + 8] = bytes(OWNER_AT + 8)
-        self._map[OWNER_AT : OWNER_AT + 8] = os.getpid().to_bytes(8, "little")
+    def __init__(self, fd: int, session: int) -> None:
+        self._fd = fd
+        self._session = session
+        self._gone = False
+        self._deadline = 0.0
+        self._status = b""
 
     def client_gone(self) -> None:
-        """Note that a broken pipe or a reset left the handler."""
-        self._map[0:8] = (1).to_bytes(8, "little")
+        """Note that a broken pipe or a reset left the handler. Raises OSError as `_publish`."""
+        self._gone = True
+        self._publish()
 
     def extend_deadline(self, at: float) -> None:
-        """Ask for a deadline not before `at` (CLOCK_MONOTONIC)."""
-        self._map[8:16] = _DOUBLE.pack(at)
+        """Ask for a deadline not before `at` (CLOCK_MONOTONIC). Raises OSError as `_publish`."""
+        self._deadline = at
+        self._publish()
 
     def set_status(self, text: str) -> None:
-        """Show a text in `poold ps`."""
-        encoded = text.encode("utf-8", "replace")[:STATUS_MAX]
-        self._map[16:24] = bytes(8)
-        self._map[STATUS_AT : STATUS_AT + len(encoded)] = encoded
-        self._map[16:24] = len(encoded).to_bytes(8, "little")
+        """Show a text in `poold ps`. Raises OSError as `_publish`."""
+        self._status = text.encode("utf-8", "replace")[:STATUS_MAX]
+        self._publish()
 
-
-class ActivityView:
-    """Everybody's pages, read as gossip; the address space for every slot is reserved once."""
-
-    def __init__(self, fd: int, slots: int) -> None:
-        self._map = _mapped(fd, size=slots * PAGE)
-
-    def _signed(self, slot: int, pid: int) -> bool:
-        at = slot * PAGE + OWNER_AT
-        return int.from_bytes(self._map[at : at + 8], "little") == pid
-
-    def client_gone(self, slot: int, pid: int) -> bool:
-        """Say whether the worker in this slot noted that its client had gone."""
-        return self._map[slot * PAGE] != 0 and self._signed(slot, pid)
-
-    def deadline(self, slot: int, pid: int) -> float:
-        """Return the deadline that the worker in this slot asks for, 0.0 for none."""
-        at: float = _DOUBLE.unpack_from(self._map, slot * PAGE + 8)[0]
-        return at if 0 <= at < float("inf") and self._signed(slot, pid) else 0.0
-
-    def status(self, slot: int, pid: int) -> str:
-        """Return the status text of the worker in this slot."""
-        if not self._signed(slot, pid):
-            return ""
-        at = slot * PAGE
-        length = min(int.from_bytes(self._map[at + 16 : at + 24], "little"), STATUS_MAX)
-        text = bytes(self._map[at + STATUS_AT : at + STATUS_AT + length]).decode("utf-8", "replace")
-        return "".join(c for c in text if c.isprintable())
+    def _publish(self) -> None:
+        """Write all of it at once. Raises OSError where the handler has closed the page's descriptor."""
+        # The handler may have a file of its own at this number by now. Its seals tell the page from anything else.
+        if _libc.fcntl(self._fd, _F_GET_SEALS, 0) != ACTIVITY_SEALS:
+            raise OSError(errno.EBADF, "the descriptor of the activity page was closed")
+        status = self._status
+        os.pwrite(self._fd, ACTIVITY.pack(self._gone, self._deadline, len(status), status, self._session), 0)

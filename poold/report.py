@@ -13,7 +13,6 @@ from typing import Any
 from poold import rpc
 from poold import scoreboard as board
 from poold.log import printable
-from poold.pages import ActivityView
 from poold.scoreboard import CountersView, Row, TableView
 from poold.words import Kind, State
 
@@ -30,21 +29,28 @@ class View:
     state: dict[str, Any]
     counters: CountersView
     table: TableView
-    activity: ActivityView
+    # What sessions say, by session; {} unless asked for.
+    statuses: dict[str, str]
 
 
-def fetch(places: list[Path]) -> View:
-    """Ask the first daemon that listens in one of these places. Raises rpc.UnreachableError."""
-    state, fds = rpc.call(places, {"verb": "view"}, timeout=ANSWER_SECONDS)
+def fetch(places: list[Path], *, statuses: bool = False) -> View:
+    """Ask the first daemon that listens in one of these places, also for what each session says. Raises rpc.UnreachableError."""
+    state, fds = rpc.call(places, {"verb": "view", "statuses": statuses}, timeout=ANSWER_SECONDS)
     try:
-        if not state.get("ok") or len(fds) != rpc.VIEW_FDS:
+        said = state.get("statuses", False)
+        if not state.get("ok") or len(fds) < 2 + said:
             raise rpc.UnreachableError(str(state.get("error", "the answer lacks its descriptors")))
-        return View(state, CountersView(fds[0]), TableView(fds[1]), ActivityView(fds[2], board.SLOTS))
+        return View(state, CountersView(fds[0]), TableView(fds[1]), _statuses(fds[2]) if said else {})
     except ValueError as error:
         raise rpc.UnreachableError(str(error)) from error
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def _statuses(fd: int) -> dict[str, str]:
+    found: dict[str, str] = json.loads(os.pread(fd, os.fstat(fd).st_size, 0))
+    return found
 
 
 def summary(view: View) -> dict[str, Any]:
@@ -135,7 +141,7 @@ def _child(view: View, row: Row, names: list[str]) -> dict[str, Any]:
         "generation": row.generation,
         "cpu_seconds": cpu,
         "memory_bytes": memory,
-        "status": view.activity.status(row.slot, row.pid) if row.kind is Kind.WORKER and serving else "",
+        "status": view.statuses.get(str(row.session), ""),
     }
 
 

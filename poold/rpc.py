@@ -3,8 +3,8 @@
 Request   {"verb": "view"}                      at most `REQUEST_MAX` bytes
 Answer    {"ok": true, …} or {"ok": false, "error": "…"}
 
-`view` is answered with the daemon's state and read-only descriptors of the counters, the table and the activity pages, so that a
-table of thousands costs the master nothing: the client reads it.
+`view` is answered with the daemon's state and read-only descriptors of the counters and the table, so that a table of thousands costs
+the master nothing: the client reads it. With `"statuses": true`, a third one comes along: JSON, what each session says, by session.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any
 
 REQUEST_MAX = 4096
 ANSWER_MAX = 1 << 20
-VIEW_FDS = 3
+FDS_MAX = 3
 
 
 class UnreachableError(Exception):
@@ -45,7 +45,7 @@ def _answer(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     data = b""
     fds: list[int] = []
     while not data.endswith(b"\n"):
-        chunk, ancillary, _, _ = connection.recvmsg(65536, socket.CMSG_SPACE(VIEW_FDS * 4), socket.MSG_CMSG_CLOEXEC)
+        chunk, ancillary, _, _ = connection.recvmsg(65536, socket.CMSG_SPACE(FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC)
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.extend(struct.unpack(f"{len(payload) // 4}i", payload))

@@ -1,9 +1,9 @@
-"""The shared memories: counters, table, phase and activity. Each word has one writer for its whole life.
+"""The shared memories: counters, table, phase and activity pages. Each word has one writer for its whole life.
 
 counters   written by the master alone, read by the exporter and `poold status`
 table      one row a child, written by the master alone, read by `poold ps`
 phase      one page, written by the master, mapped read-only by workers
-activity   one page a slot, written by the worker in that slot alone; what the master reads there is gossip
+activity   one page a worker, in a file of its own, written by that worker alone; what the master reads there is gossip
 
 Counters. The master keeps its numbers in private memory and publishes them once a turn of its loop: it writes the block that
 is not in use, with a sequence number and a checksum, then stores which block is in use. A reader copies the block in use and
@@ -151,7 +151,12 @@ def shared_memory(name: str, size: int) -> int:
 
 def seal(fd: int) -> None:
     """Let no mapping made from now on write, and nobody resize: a read-only descriptor can be reopened for writing through /proc."""
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | F_SEAL_FUTURE_WRITE)
+    keep_size(fd, F_SEAL_FUTURE_WRITE)
+
+
+def keep_size(fd: int, more: int = 0) -> None:
+    """Let nobody resize, or add a seal: who maps it would die of touching a page that has gone (mmap(2), SIGBUS)."""
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL | more)
 
 
 def read_only(fd: int) -> int:

@@ -277,12 +277,13 @@ def test_a_scout_leaves_the_handler_alone(poold: Poold) -> None:
 
 
 def test_only_named_descriptors_reach_mold_and_exporter(poold: Poold) -> None:
-    """A mold holds its channel and the activity pages, an exporter its listener and its lifeline; neither a client's listener."""
+    """A mold holds its channel, an exporter its listener and its lifeline; neither a client's listener."""
     daemon = poold().start()
     mold, [exporter] = mold_of(daemon), [row["pid"] for row in daemon.children("exporter")]
-    assert sorted(re.sub(r":\[.*| .*|/memfd:", "", name) for name in open_files(mold).values() if name != str(daemon.log)) == sorted(
-        ["/dev/null", "socket", "poold-activity"]
-    )
+    assert sorted(re.sub(r":\[.*| .*|/memfd:", "", name) for name in open_files(mold).values() if name != str(daemon.log)) == [
+        "/dev/null",
+        "socket",
+    ]
     listening = os.stat(f"/proc/{daemon.master}/fd/{_fd_of_listener(daemon)}").st_ino
     for pid in (mold, exporter):
         assert f"socket:[{listening}]" not in open_files(pid).values()

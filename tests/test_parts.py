@@ -21,7 +21,7 @@ from poold.log import FIELD_MAX, LIMITED, Log, printable
 from poold.master.births import DELAY_MAX, DELAY_MIN, Throttle
 from poold.master.deadlines import Deadlines
 from poold.master.pool import CROWD_MAX, CROWD_MIN, HOLDOFF_EACH, holdoff
-from poold.pages import PAGE, Activity, ActivityView, Phase, PhaseView
+from poold.pages import PAGE, Phase, PhaseView
 from poold.scoreboard import Counters, CountersView, Row, Table, TableView, read_only, shared_memory
 from poold.words import Cause, Kind, State
 
@@ -135,13 +135,15 @@ def test_descriptor_passes_close_on_exec() -> None:
     """A descriptor that came through a channel is not inherited by programs, and EOF is told from a message without one."""
     with ends() as (ours, theirs), open(os.devnull) as null:
         channel.send_with(ours, b"take this", null.fileno())
-        data, fd = channel.receive_with(theirs, 100)
-        assert data == b"take this"
-        assert fd is not None
-        assert not os.get_inheritable(fd)
-        os.close(fd)
+        channel.send_order(ours, b"and these", null.fileno(), null.fileno())
+        for message, count in ((b"take this", 1), (b"and these", 2)):
+            data, fds = channel.receive_with(theirs, 100)
+            assert (data, len(fds)) == (message, count)
+            for fd in fds:
+                assert not os.get_inheritable(fd)
+                os.close(fd)
         ours.close()
-        assert channel.receive_with(theirs, 100) == (b"", None)
+        assert channel.receive_with(theirs, 100) == (b"", ())
 
 
 def test_counters_are_of_one_moment() -> None:
@@ -215,30 +217,6 @@ def test_rows() -> None:
     table.clear(20)
     assert view.rows() == [rows[0], rows[2]]
     table.close()
-
-
-def test_pages() -> None:
-    """A worker's words on its page are what the master reads; a slot's next worker begins with a clean page."""
-    fd = shared_memory("activity", 3 * PAGE)
-    view = ActivityView(fd, 3)
-    page = Activity(fd, 1)
-    us = os.getpid()
-    assert (view.client_gone(1, us), view.deadline(1, us), view.status(1, us)) == (False, 0.0, "")
-    page.client_gone()
-    page.extend_deadline(12.5)
-    page.set_status("täglich\x07 " + "x" * 500)
-    assert (view.client_gone(1, us), view.deadline(1, us)) == (True, 12.5)
-    assert view.status(1, us).startswith("täglich xx")
-    assert (view.client_gone(0, us), view.status(2, us)) == (False, "")
-    # The slot's next worker has said nothing yet: what stands there is not its own.
-    assert (view.client_gone(1, us + 1), view.deadline(1, us + 1), view.status(1, us + 1)) == (False, 0.0, "")
-    page.extend_deadline(float("nan"))
-    assert view.deadline(1, us) == 0.0
-    page.set_status("short")
-    assert view.status(1, us) == "short"
-    Activity(fd, 1)
-    assert (view.client_gone(1, us), view.deadline(1, us), view.status(1, us)) == (False, 0.0, "")
-    os.close(fd)
 
 
 def test_phase() -> None:

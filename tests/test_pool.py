@@ -158,8 +158,8 @@ def test_descriptors_return_to_their_baseline(poold: Poold) -> None:
     assert len(os.listdir(f"/proc/{daemon.pid}/task")) == 1
 
 
-def test_held_sessions_cost_no_descriptors(poold: Poold) -> None:
-    """The master keeps nothing open for a session that is being served."""
+def test_held_sessions_cost_a_descriptor_each(poold: Poold) -> None:
+    """The master keeps the activity page of a session that is being served, and nothing else, and for no longer."""
     daemon = poold(options={"pool.min_spare": 1}).start()
     daemon.metric("poold_children", 1, kind="worker", state="spare")
     fds = f"/proc/{daemon.pid}/fd"
@@ -167,9 +167,10 @@ def test_held_sessions_cost_no_descriptors(poold: Poold) -> None:
     clients = [daemon.connect() for _ in range(50)]
     assert len({client.ask("pid") for client in clients}) == 50
     daemon.metric("poold_children_active", 50)
-    eventually(lambda: len(os.listdir(fds)) == before, "the baseline of descriptors")
+    eventually(lambda: len(os.listdir(fds)) == before + 50, "a page for each session")
     for client in clients:
         client.close()
+    eventually(lambda: len(os.listdir(fds)) == before, "the baseline of descriptors")
 
 
 def test_kill_ladder_ends_with_kill(poold: Poold) -> None:
@@ -216,7 +217,7 @@ def test_sources_of_late_output(poold: Poold) -> None:
 
 
 def test_descriptors_of_echo(poold: Poold) -> None:
-    """A worker has 0, 1, 2, the activity pages, and its connection or, as a spare, its channel; nothing else."""
+    """A worker has 0, 1, 2, its activity page, and its connection or, as a spare, its channel; nothing else."""
     daemon = poold(options={"server.handler": "poold.handlers.echo:serve", "pool.min_spare": 1}).start()
     with daemon.connect() as client:
         assert client.ask("hello") == "hello"

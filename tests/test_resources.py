@@ -339,7 +339,7 @@ def test_reload_that_fails_half_way(poold: Poold, calls: str, error: str, when: 
 
 
 def test_descriptors_of_children(poold: Poold) -> None:
-    """Spares and serving workers have 0, 1, 2, the activity pages and one socket that is theirs alone, nor any of each other's."""
+    """Spares and serving workers have 0, 1, 2, a page and one socket that is theirs alone, nor any of each other's."""
     daemon = poold(options={"pool.min_spare": 2}).start()
     with daemon.connect() as one, daemon.connect() as two:
         pids = [int(one.ask("pid")), int(two.ask("pid")), *spares_of(daemon, 2)]

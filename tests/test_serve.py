@@ -28,7 +28,7 @@ def test_serves_and_counts(poold: Poold) -> None:
 
 
 def test_facts_of_a_worker(poold: Poold) -> None:
-    """A serving worker is the master's own child, leads a session, and has 0, 1, 2, its connection and the activity pages, nothing else."""
+    """A serving worker is the master's own child, leads a session, and has 0, 1, 2, its connection and its activity page, nothing else."""
     daemon = poold().start()
     with daemon.connect() as client:
         facts = json.loads(client.ask("facts"))

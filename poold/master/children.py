@@ -51,6 +51,8 @@ class Child:
     # Its exit has been seen: it is a zombie that is about to be reaped.
     exiting: bool = False
     channel: Wire | None = None
+    # A worker's activity page; None for other kinds, for programs, and for workers that an older program has made.
+    page: int | None = None
     deadline: Deadline | None = None
 
     @property

@@ -45,7 +45,8 @@ class Client:
     socket: socket.socket
     request: bytes = b""
     deadline: Deadline | None = None
-    # It has asked, and its answer is being made.
+    # What it has asked for, and its answer is being made; "" before.
+    verb: str = ""
     waiting: bool = False
 
 
@@ -118,9 +119,9 @@ class Control:
         client.waiting = True
         if client.deadline is not None:
             client.deadline.cancel()
-        self._ask(client.request.partition(b"\n")[0], partial(self._answer, client))
+        self._ask(client, client.request.partition(b"\n")[0], partial(self._answer, client))
 
-    def _ask(self, line: bytes, reply: Reply) -> None:
+    def _ask(self, client: Client, line: bytes, reply: Reply) -> None:
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
@@ -130,6 +131,7 @@ class Control:
         if not isinstance(verb, str) or verb not in self._verbs:
             reply(Answer({"ok": False, "error": f"no such verb; there are {', '.join(self._verbs)}"}))
             return
+        client.verb = verb
         self._verbs[verb](request, reply)
 
     def _answer(self, client: Client, answer: Answer) -> None:
@@ -145,14 +147,14 @@ class Control:
             log.debug("control_unanswered", error=error.strerror)
         self._close(client)
 
-    def waiting(self) -> int | None:
-        """Return the descriptor of the client whose answer is being made, None when there is none."""
-        return next((client.socket.fileno() for client in self._clients if client.waiting), None)
+    def waiting(self, verb: str) -> int | None:
+        """Return the descriptor of the client who has asked for this and whose answer is being made, None when there is none."""
+        return next((client.socket.fileno() for client in self._clients if client.verb == verb), None)
 
-    def inherit(self, accepted: socket.socket) -> Reply:
-        """Take over a client that the program before has not answered, and return what answers it."""
+    def inherit(self, accepted: socket.socket, verb: str) -> Reply:
+        """Take over a client whom the program before has not answered, and return what answers it."""
         accepted.setblocking(False)
-        client = Client(accepted, waiting=True)
+        client = Client(accepted, verb=verb, waiting=True)
         self._loop.watch(accepted, partial(self._read, client))
         self._clients.append(client)
         return partial(self._answer, client)

@@ -18,8 +18,9 @@ def needed(config: Config) -> int:
     channels = min(pool.max_children, max(pool.min_spare, pool.max_spare) + BIRTHS_MAX)
     if pool.connections_per_child != 1:
         channels = pool.max_children
-    # Each session that waits for its worker's acknowledgement has one too.
-    return FIXED + len(config.listeners) + channels + min(pool.max_children, 2 * BIRTHS_MAX) + LINGER_MAX
+    # Each worker has an activity page, and each session that waits for its worker's acknowledgement its connection.
+    pages = pool.max_children if config.server.command is None else 0
+    return FIXED + len(config.listeners) + channels + pages + min(pool.max_children, 2 * BIRTHS_MAX) + LINGER_MAX
 
 
 def limits() -> tuple[int, int]:
@@ -31,7 +32,7 @@ def judge(config: Config) -> None:
     """Raise ConfigError when the hard limit does not allow what these settings need."""
     hard, need = limits()[1], needed(config)
     if hard != resource.RLIM_INFINITY and hard < need:
-        message = f"{need} open files may be needed, and the hard limit is {hard}; raise LimitNOFILE= or lower max_spare"
+        message = f"{need} open files may be needed, and the hard limit is {hard}; raise LimitNOFILE= or lower max_children"
         raise ConfigError([Problem("pool.max_children", message)])
 
 

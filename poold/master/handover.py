@@ -115,7 +115,10 @@ class HandOver:
 
     def executing(self, child: Child, number: int) -> None:
         """Take a worker's EXEC: the end of its channel will say that the program runs, which may have to come from a slow disk."""
-        self._unacknowledged(child, number).executing = True
+        session = self._unacknowledged(child, number)
+        if session.executing:
+            raise ProtocolError(f"session {number} is being executed already")
+        session.executing = True
         self._ladder.within(child, self._current.config.timeouts.startup, partial(self._silent, child))
 
     def not_executed(self, child: Child, number: int, error: int) -> None:

@@ -28,6 +28,7 @@ from poold.master.state import StateDocument
 from poold.master.store import Store
 from poold.master.trials import Trials
 from poold.master.upgrades import Upgrades
+from poold.master.views import Views
 from poold.scoreboard import REFUSED, RELOAD_SUCCESS_AT, RELOAD_SUCCESSFUL, UPGRADES
 from poold.settings.config import Config, People, WhenFull
 from poold.title import set_title
@@ -82,7 +83,12 @@ class Master:
         trials = Trials(self._parts)
         self._reloads = Reloads(self._parts, trials, file=file, passed=self._passed, wall_clock=time.time)
         self._upgrades = Upgrades(self._parts, trials, inbox=inbox, origin=Origin(file, self._started_at, self._passed, origin))
-        self._verbs = {"view": self._view, "reload": self._reload, "upgrade": self._upgrade, "stop": self._asked_to_stop}
+        self._verbs = {
+            "view": Views(self._parts, self._about).view,
+            "reload": self._reload,
+            "upgrade": self._upgrade,
+            "stop": self._asked_to_stop,
+        }
         self._parts.reaper.on_exit[Kind.TRIAL] = trials.exited
         self._phase = Phase.STARTING
         self._exit_code = ExitCode.OK
@@ -313,9 +319,10 @@ class Master:
         parts.gauges.publish()
         parts.exporters.answer()
 
-    def _view(self, request: dict[str, Any], reply: Reply) -> None:
+    def _about(self) -> dict[str, Any]:
+        """Return what the master says of itself on the control socket."""
         parts = self._parts
-        document = {
+        return {
             "ok": True,
             "version": __version__,
             "pid": os.getpid(),
@@ -325,7 +332,6 @@ class Master:
             "drain_seconds_left": self._drain.left() if self._phase is Phase.DRAINING else None,
             "listeners": parts.listeners.describe(),
         }
-        reply(Answer(document, parts.memories.views))
 
     def _reload(self, request: dict[str, Any], reply: Reply) -> None:
         self._reloads.asked(lambda document: reply(Answer(document)), dry=bool(request.get("dry_run")))

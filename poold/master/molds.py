@@ -5,7 +5,7 @@ Workers that live do not notice any of it: they are the master's own children.
 
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -63,7 +63,8 @@ class Molds:
         pool: Pool,
         orders: Orders,
         counters: Counters,
-        pages: Mapping[str, int],
+        phase: int,
+        common: int,
         launcher: Launcher,
     ) -> None:
         self._current = current
@@ -73,7 +74,9 @@ class Molds:
         self._pool = pool
         self._orders = orders
         self._counters = counters
-        self._pages = pages
+        self._phase = phase
+        # What a mold of an older version asks for.
+        self._common = common
         self._launcher = launcher
         self._throttle = Throttle()
         self._molds: dict[Child, Mold] = {}
@@ -97,14 +100,14 @@ class Molds:
     def _recipe(self, settings: Current) -> Recipe:
         return self._launcher.recipe(settings.config, settings.people)
 
-    def _launch(self, recipe: Recipe, generation: int) -> Mold:
+    def _launch(self, recipe: Recipe, generation: int, **more: int) -> Mold:
         child = self._table.claim(Kind.MOLD, generation=generation, now=self._loop.clock())
         mold = Mold(child, recipe.seconds)
         try:
             child.channel, theirs = channel.pair()
             try:
                 self._loop.watch(child.channel, partial(self._read, mold))
-                pid = self._launcher.mold(recipe, channel=theirs.fileno(), **self._pages)
+                pid = self._launcher.mold(recipe, channel=theirs.fileno(), phase=self._phase, **more)
             finally:
                 theirs.close()
         except BaseException:
@@ -127,7 +130,7 @@ class Molds:
 
     def prepare_foreign(self, recipe: Recipe, generation: int, prepared: Prepared) -> None:
         """Start a mold for another program's code like that, as its trial has put it down. Raises OSError."""
-        self._candidate = self._launch(recipe, generation)
+        self._candidate = self._launch(recipe, generation, activity=self._common)
         self._candidate.foreign = True
         self._candidate.prepared = prepared
 
@@ -164,12 +167,12 @@ class Molds:
             candidate.prepared = None
             self._ladder.retire(candidate.child)
 
-    def order(self, order: bytes, fd: int) -> Child:
-        """Send an order to the mold in use and return its row. Raises OSError."""
+    def order(self, order: bytes, theirs: int, page: int | None) -> Child:
+        """Send an order with its descriptors to the mold in use and return its row. Raises OSError."""
         mold = self._used
         if mold is None or mold.child.channel is None or not mold.child.ready:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
-        channel.send_with(mold.child.channel, order, fd)
+        channel.send_order(mold.child.channel, order, theirs, page)
         mold.unanswered += 1
         if mold.unanswered == 1:
             self._ladder.within(mold.child, SILENCE, partial(self._silent, mold))

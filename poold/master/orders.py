@@ -5,6 +5,7 @@ from functools import partial
 
 from poold import channel
 from poold.log import log
+from poold.master.activity import Activities
 from poold.master.births import Births
 from poold.master.children import Child, ChildTable
 from poold.master.current import Current
@@ -19,14 +20,15 @@ BIRTHS_MAX = 64
 class Orders:
     """Places orders, and settles those that no worker comes of."""
 
-    def __init__(self, *, current: Current, loop: Loop, table: ChildTable, births: Births, ladder: Ladder) -> None:
+    def __init__(self, *, current: Current, loop: Loop, table: ChildTable, births: Births, ladder: Ladder, activities: Activities) -> None:
         self._current = current
         self._loop = loop
         self._table = table
         self._births = births
         self._ladder = ladder
-        # Sends an order with its descriptor to a mold and returns that mold; raises OSError. Set by the molds' keeper.
-        self.send: Callable[[bytes, int], Child] | None = None
+        self._activities = activities
+        # Sends an order with its descriptors to a mold and returns that mold; raises OSError. Set by the molds' keeper.
+        self.send: Callable[[bytes, int, int | None], Child] | None = None
         # Told that a worker has said something.
         self.on_readable: Callable[[Child], object] = lambda child: None
         self.stopping = False
@@ -53,14 +55,15 @@ class Orders:
         assert self.send is not None
         child = self._table.claim(Kind.WORKER, generation=self._current.generation, now=self._loop.clock())
         try:
+            page = self._activities.open(child) if self._current.config.server.command is None else None
             child.channel, theirs = channel.pair()
         except OSError as error:
             self.forget(child)
-            self._failed(error.errno or 0, "no descriptors for a channel")
+            self._failed(error.errno or 0, "no descriptors for a page and a channel")
             return False
         try:
             self._loop.watch(child.channel, partial(self.on_readable, child))
-            child.mold = self.send(channel.order(child.slot, child.incarnation, ahead=ahead), theirs.fileno())
+            child.mold = self.send(channel.order(child.slot, child.incarnation, ahead=ahead), theirs.fileno(), page)
         except OSError as error:
             self.forget(child)
             self._failed(error.errno or 0, "the mold cannot be reached")
@@ -97,6 +100,7 @@ class Orders:
         self._births.close(child)
         self._ladder.relax(child)
         self._ladder.close_channel(child)
+        self._activities.close(child)
         self._table.remove(child)
 
     def _not_ready(self, child: Child) -> None:

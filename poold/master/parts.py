@@ -1,12 +1,12 @@
 """The parts of the master, built and introduced to each other. No part imports this; the master owns it."""
 
-import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from poold.log import log
 from poold.master import descriptors, sockets, spawn
+from poold.master.activity import Activities
 from poold.master.births import Births
 from poold.master.children import ChildTable
 from poold.master.control import Control, Verb
@@ -25,8 +25,8 @@ from poold.master.reaper import Reaper
 from poold.master.sessions import Sessions
 from poold.master.state import StateDocument
 from poold.master.store import Store
-from poold.pages import PAGE, ActivityView, Phase
-from poold.scoreboard import SLOTS, Counters, Table, read_only, shared_memory
+from poold.pages import PAGE, Phase
+from poold.scoreboard import SLOTS, Counters, Table, keep_size, read_only, shared_memory
 from poold.settings.config import Config, People
 from poold.words import Kind
 
@@ -38,31 +38,39 @@ LOCK_PATIENCE = 5.0
 class Memories:
     """The shared memories: the master's own, and what others get of them.
 
-    `activity` and `phase` are mapped by workers for as long as they live, so the program after this one takes these two over.
+    `phase` is mapped by workers for as long as they live: the program after this one takes it over, and the pages of the workers.
     """
 
     counters: Counters
     rows: Table
-    activity: ActivityView
-    # Descriptors for the mold, and read-only ones for whoever asks on the control socket.
-    pages: dict[str, int]
-    views: list[int]
     phase: Phase
     phase_fd: int
+    # Read-only: the phase page for molds; counters and rows for whoever asks on the control socket.
+    phase_view: int
+    views: list[int]
+    activities: Activities
 
 
 def share(inherited: StateDocument | None = None) -> Memories:
     """Make the shared memories, or those that are not inherited. Raises OSError."""
     counters, rows = Counters(), Table()
     if inherited is None:
-        activity, phase = shared_memory("activity", SLOTS * PAGE), shared_memory("phase", PAGE)
+        common, phase = shared_memory("activity", SLOTS * PAGE), shared_memory("phase", PAGE)
     else:
-        activity, phase = inherited.activity, inherited.phase
-        # Another version may have had fewer slots; a page that is not there would be fatal to touch.
-        os.ftruncate(activity, max(os.fstat(activity).st_size, SLOTS * PAGE))
-    views = [read_only(fd) for fd in (counters.fd, rows.fd, activity)]
-    pages = {"activity": activity, "phase": read_only(phase)}
-    return Memories(counters, rows, ActivityView(activity, SLOTS), pages, views, Phase(phase), phase)
+        common, phase = inherited.activity, inherited.phase
+    try:
+        keep_size(phase)
+    except PermissionError:
+        # Done by the program before.
+        pass
+    views = [read_only(fd) for fd in (counters.fd, rows.fd)]
+    return Memories(counters, rows, Phase(phase), phase, read_only(phase), views, Activities(common))
+
+
+def _limits(config: Config, inherited: StateDocument | None) -> tuple[int, int]:
+    """Raise the limit of open files and return what children are to have: what the first program was started with. Raises ConfigError."""
+    before = descriptors.raise_limit(config)
+    return before if inherited is None else (inherited.limits[0], inherited.limits[1])
 
 
 class Parts:
@@ -81,7 +89,8 @@ class Parts:
         self.ladder = ladder = Ladder(current=current, loop=loop, table=table)
         self.births = births = Births(table, counters)
         self.handover = handover = HandOver(current=current, loop=loop, table=table, sessions=sessions, counters=counters, ladder=ladder)
-        orders = Orders(current=current, loop=loop, table=table, births=births, ladder=ladder)
+        self.activities = activities = memories.activities
+        orders = Orders(current=current, loop=loop, table=table, births=births, ladder=ladder, activities=activities)
         self.pool = pool = Pool(current=current, loop=loop, table=table, births=births, orders=orders, handover=handover, ladder=ladder)
         self.reaper = Reaper(
             loop=loop,
@@ -92,14 +101,11 @@ class Parts:
             handover=handover,
             ladder=ladder,
             counters=counters,
-            activity=memories.activity,
+            activities=activities,
         )
         self.linger = Linger(loop)
         self.listeners = Listeners(loop=loop, counters=counters)
-        limits = descriptors.raise_limit(config)
-        if inherited is not None:
-            limits = (inherited.limits[0], inherited.limits[1])
-        self.launcher = launcher = spawn.Launcher(environ=environ, limits=limits)
+        self.launcher = launcher = spawn.Launcher(environ, _limits(config, inherited))
         self.molds = Molds(
             current=current,
             loop=loop,
@@ -108,7 +114,8 @@ class Parts:
             pool=pool,
             orders=orders,
             counters=counters,
-            pages=memories.pages,
+            phase=memories.phase_view,
+            common=activities.common,
             launcher=launcher,
         )
         self.exporters = Exporters(current=current, loop=loop, table=table, ladder=ladder, counters=counters, launcher=launcher)

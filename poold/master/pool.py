@@ -134,6 +134,9 @@ class Pool:
             if report is None:
                 self._end_of_channel(child)
                 return False
+            if child.pid and report.pid != child.pid:
+                # What a session has forked may have the channel, where its worker goes on to the next one.
+                raise ProtocolError(f"process {report.pid} speaks on the channel of another")
             self._on_report(child, report)
         except BlockingIOError:
             return False
@@ -146,10 +149,12 @@ class Pool:
         return True
 
     def hear_out(self, child: Child) -> None:
-        """Read all that a worker whose exit was seen still has to say: a session that was served must not be served twice."""
-        while child.channel is not None and self.read(child):
-            # A zombie's channel holds a bounded number of words (socket(7), SO_SNDBUF).
-            continue
+        """Read what a worker whose exit was seen still has to say: a session that was served must not be served twice.
+
+        A worker has fewer words to say than are read at one time. What its session has left behind may have the channel too, and go on.
+        """
+        if self.read(child):
+            self._violated(child, ProtocolError(f"more than {channel.READS_MAX} words at its end"))
 
     def abandoned(self, mold: Child) -> None:
         """Settle the orders of a mold that is gone: it answers no more, and the ones it never read are closed by the kernel."""

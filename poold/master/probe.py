@@ -17,7 +17,7 @@ from poold.settings.config import Config, People
 def import_handler(config: Config, people: People, environ: Mapping[str, str]) -> str | None:
     """Import the handler as a mold would, as the same user; return why it cannot be, None if it can."""
     ours, theirs = channel.pair()
-    fds = {"channel": theirs.fileno(), "activity": shared_memory("activity", PAGE), "phase": shared_memory("phase", PAGE)}
+    fds = {"channel": theirs.fileno(), "phase": shared_memory("phase", PAGE)}
     try:
         launcher = Launcher(environ, limits())
         pid = launcher.mold(launcher.recipe(config, people), **fds)
@@ -26,8 +26,7 @@ def import_handler(config: Config, people: People, environ: Mapping[str, str]) -
         return f"a mold cannot be started: {error}"
     finally:
         theirs.close()
-        for name in ("activity", "phase"):
-            os.close(fds[name])
+        os.close(fds["phase"])
     try:
         return _listen(ours, config.timeouts.import_)
     finally:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 
 from poold.log import log
+from poold.master.activity import Activities
 from poold.master.births import Births, Exit
 from poold.master.children import Child, ChildTable, failure_of
 from poold.master.handover import HandOver
@@ -15,7 +16,6 @@ from poold.master.ladder import Ladder
 from poold.master.loop import Loop
 from poold.master.orders import Orders
 from poold.master.pool import Pool
-from poold.pages import ActivityView
 from poold.scoreboard import CPU_SECONDS, FAILED, MEMORY_BYTES, REAPED, UNKNOWN_REAPED, Counters
 from poold.words import Cause, Failure, Kind
 
@@ -37,7 +37,7 @@ class Reaper:
         handover: HandOver,
         ladder: Ladder,
         counters: Counters,
-        activity: ActivityView,
+        activities: Activities,
     ) -> None:
         self._loop = loop
         self._table = table
@@ -47,7 +47,7 @@ class Reaper:
         self._handover = handover
         self._ladder = ladder
         self._counters = counters
-        self._activity = activity
+        self._activities = activities
         # By kind: reads what a child whose exit was seen has said last; what is to be done when it has gone.
         self.hear_out: dict[Kind, Callable[[Child], object]] = {Kind.WORKER: pool.hear_out}
         self.on_exit: dict[Kind, Callable[[Child, Exit], object]] = {}
@@ -118,8 +118,9 @@ class Reaper:
         session = child.session
         cause: Cause | None = None
         if child.kind is Kind.WORKER:
-            gone = exit.status is not None and exit.status > 0 and self._activity.client_gone(child.slot, child.pid)
+            gone = exit.status is not None and exit.status > 0 and self._activities.read(child).client_gone
             cause = self._handover.settle(child, status=exit.status, client_gone=gone)
+        self._activities.close(child)
         failure = failure_of(child, status=exit.status, cause=cause)
         cells = self._counters.cells
         cells[REAPED[child.kind]] += 1

@@ -42,9 +42,9 @@ def take(parts: Parts, origin: Origin, *, verdict: Mapping[str, Any], mold: Mold
         metrics_address=str(config.metrics.listen) if config.metrics.listen is not None else None,
         control=_socket(parts.control.opened),
         control_setting=config.control.socket,
-        requester=parts.control.waiting(),
+        requester=parts.control.waiting("upgrade"),
         lingering=tuple(parts.linger.descriptors()),
-        activity=parts.memories.pages["activity"],
+        activity=parts.activities.common,
         phase=parts.memories.phase_fd,
         children=tuple(_child(child) for child in parts.table if child.pid),
         mold=mold,
@@ -85,6 +85,7 @@ def _child(child: Child) -> ChildPart:
         excused=child.excused,
         failure=child.failure,
         channel=child.channel.fileno() if child.channel is not None else None,
+        page=child.page,
         session=_session(session) if session is not None else None,
     )
 

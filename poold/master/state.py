@@ -70,7 +70,7 @@ class SessionPart:
 
 @dataclass(frozen=True, slots=True)
 class ChildPart:
-    """A born child. `channel` is the master's end, None where it is closed."""
+    """A born child. `channel` is the master's end, None where it is closed; `page` a worker's activity page, None where it has none."""
 
     slot: int
     incarnation: int
@@ -83,6 +83,7 @@ class ChildPart:
     excused: bool = False
     failure: Failure | None = None
     channel: int | None = None
+    page: int | None = None
     session: SessionPart | None = None
 
     def __post_init__(self) -> None:
@@ -93,6 +94,7 @@ class ChildPart:
         _within("a pid", self.pid, 2, (1 << 31) - 1)
         _within("a time", self.claimed_at, 0)
         _descriptor(self.channel)
+        _descriptor(self.page)
         if self.session is not None and (self.kind is not Kind.WORKER or self.state in (State.STARTING, State.SPARE)):
             raise ValueError(f"a {self.kind} that is {self.state} has no session")
 
@@ -186,6 +188,7 @@ class StateDocument:
     listeners: tuple[ListenerPart, ...]
     control: SocketPart
     control_setting: str | None
+    # The file in which workers of a version before pages of their own have theirs.
     activity: int
     phase: int
     children: tuple[ChildPart, ...]
@@ -222,7 +225,7 @@ class StateDocument:
         yield from (self.activity, self.phase, self.control.fd)
         yield from (each.fd for each in self.passed)
         yield from (listener.socket.fd for listener in self.listeners if not listener.socket.lent)
-        yield from (child.channel for child in self.children if child.channel is not None)
+        yield from (fd for child in self.children for fd in (child.channel, child.page) if fd is not None)
         yield from self.lingering
         yield from (part.fd for part in (self.metrics,) if part is not None)
         yield from (fd for fd in (self.requester,) if fd is not None)

@@ -14,7 +14,7 @@ from poold.address import Address, Endpoint
 from poold.channel import Wire
 from poold.errors import ConfigError
 from poold.log import log
-from poold.master import sockets, tally
+from poold.master import activity, sockets, tally
 from poold.master.children import Child
 from poold.master.control import Control, Reply, Verb
 from poold.master.parts import Parts
@@ -49,7 +49,7 @@ def adopt(parts: Parts, state: StateDocument, *, passed: Passed, verbs: Mapping[
     parts.reaper.reconcile()
     for fd in state.lingering:
         parts.linger.inherit(Wire(fileno=fd))
-    return None if state.requester is None else parts.control.inherit(socket.socket(fileno=state.requester))
+    return None if state.requester is None else parts.control.inherit(socket.socket(fileno=state.requester), "upgrade")
 
 
 def _listen(parts: Parts, state: StateDocument, passed: Passed) -> None:
@@ -90,6 +90,8 @@ def _child(parts: Parts, part: ChildPart) -> None:
     child.excused, child.failure = part.excused, part.failure
     if part.channel is not None and part.state in (State.STARTING, State.SPARE, State.SERVING):
         child.channel = _channel(part)
+    if part.page is not None and activity.is_page(part.page):
+        child.page = part.page
     if part.session is not None:
         child.session = _session(parts, part.session)
         parts.sessions.inherit(child.session)

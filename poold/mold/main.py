@@ -1,7 +1,7 @@
 """A mold's life: become the user, import the handler, then clone a worker for each order until the channel ends.
 
 Started by the master as a fresh interpreter with `NAME=NUMBER` arguments, one for each descriptor it inherits: `channel`, `settings`
-(a memory file with the JSON text of what it needs), `activity` and `phase` (see `poold.pages`).
+(a memory file with the JSON text of what it needs) and `phase` (see `poold.pages`). A master of an older version gives `activity` too.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ class Mold:
         self._settings = settings
         # Not said by an older master, whose upgrade this is.
         master = settings.get("master", os.getppid())
-        self.worker = Worker(master=master, mold=end.fileno(), activity=fds["activity"], phase=PhaseView(fds["phase"]), settings=settings)
-        os.close(fds["phase"])
+        self.worker = Worker(master=master, mold=end.fileno(), phase=PhaseView(fds["phase"]), settings=settings)
+        for name in ("phase", "activity"):
+            if name in fds:
+                os.close(fds[name])
         self.alone = False
 
     def prepare(self) -> int:

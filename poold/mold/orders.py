@@ -20,27 +20,28 @@ _MSG_NOSIGNAL = int(MSG_NOSIGNAL)
 pack = MADE.pack
 
 
-def work_off(end: Wire, clone_worker: Callable[[], int], worker: Worker) -> None:
+def work_off(end: Wire, clone_worker: Callable[[], int], worker: Worker) -> None:  # noqa: C901 -- for the reason below
     """Clone a worker for each order until the channel ends. A clone is `worker` from then on, and does not come back.
 
     One function with little in it: every page that it writes to is copied again after each clone.
     """
     while True:
-        order, fd = receive_with(end, ORDER_SIZE)
+        order, fds = receive_with(end, ORDER_SIZE)
         if not order:
             return
-        if fd is None:
-            # What made the kernel drop the descriptor.
+        if len(fds) != worker.given:
+            # What made the kernel drop descriptors.
             made = -EMFILE
         else:
             try:
                 made = clone_worker()
             except OSError as error:
                 made = -(error.errno or EAGAIN)
-            if made:
+            if not made:
+                live(worker, order, *fds)
+        if made:
+            for fd in fds:
                 close(fd)
-            else:
-                live(worker, order, fd)
         try:
             end.send(ANSWER_HEAD + order + pack(made), _MSG_NOSIGNAL)
         except BrokenPipeError:

@@ -63,7 +63,8 @@ class Scene:
         self.to_worker, self.theirs = channel.pair()
         self.near, self.far = socket.socketpair()
         worker.mold = os.dup(self.mold.fileno())
-        channel.send_with(self.to_mold, channel.order(0, number, ahead=True), self.theirs.fileno())
+        self.page = os.memfd_create("poold-page")
+        channel.send_order(self.to_mold, channel.order(0, number, ahead=True), self.theirs.fileno(), self.page)
         self.to_mold.shutdown(socket.SHUT_WR)
         assignment = Assignment(session=number, family=socket.AF_INET, host="127.0.0.1", port=number, flow=0, scope=0, listener="warm-up")
         channel.send_with(self.to_worker, assignment.pack(), self.near.fileno())
@@ -73,6 +74,7 @@ class Scene:
         """Clear up."""
         for end in (self.to_mold, self.mold, self.to_worker, self.theirs, self.near, self.far):
             end.close()
+        os.close(self.page)
 
 
 def warm_up(worker: Worker) -> None:

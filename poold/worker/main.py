@@ -4,8 +4,7 @@ What the flowchart of a concurrent server asks of a child is here: it holds no l
 closes the accepted socket and exits, and never goes back to accept. It leaves by os._exit alone, behind one barrier, so that
 neither an exception nor an exit handler of the mold's ever runs in it.
 
-Descriptors while serving: 0, 1, 2 and the connection; the activity pages, until the worker has mapped its own; with
-`connections_per_child` other than 1 also the channel.
+Descriptors while serving: 0, 1, 2, the connection and its activity page; with `connections_per_child` other than 1 also the channel.
 """
 
 from __future__ import annotations
@@ -52,19 +51,14 @@ _OK, _EXIT, _CLIENT_GONE = int(Outcome.OK), int(Outcome.EXIT), int(Outcome.CLIEN
 _SPARE = titled("spare")
 
 
-def file_of(fd: int) -> tuple[int, int]:
-    """Return what tells an open file from any other."""
-    info = os.fstat(fd)
-    return info.st_dev, info.st_ino
-
-
-def live(worker: Worker, order: bytes, fd: int) -> None:
-    """Be the worker of this order until the end of the process; `fd` is its end of the channel to the master.
+def live(worker: Worker, order: bytes, fd: int, page: int = -1) -> None:
+    """Be the worker of this order until the end of the process; `fd` is its end of the channel to the master, `page` its activity page.
 
     To be called in the clone.
     """
     code = 70
     try:
+        worker.page = page
         code = worker.live(order, fd)
     except SystemExit as leaving:
         code = _exit_code(leaving)
@@ -73,8 +67,19 @@ def live(worker: Worker, order: bytes, fd: int) -> None:
         # and the master acts on that, not on this exit status.
         log.error("worker_failed", error=type(error).__name__, traceback=trace(error))
     finally:
-        leave = worker.leave
-        leave(code)
+        _leave(worker.leave, code)
+
+
+def _leave(leave: Callable[[int], object], code: int) -> None:
+    """End this process, whatever a handler has left behind: its signal handlers may raise at any moment, also in here."""
+    left = False
+    while not left:
+        try:
+            leave(code)
+            left = True
+        except BaseException:
+            # Not out of here, where the mold's code would go on in this process.
+            code = 70
 
 
 def _say(end: Wire, message: bytes) -> None:
@@ -86,38 +91,47 @@ def _say(end: Wire, message: bytes) -> None:
 
 
 def _exit_code(leaving: SystemExit) -> int:
-    """Return the exit status that sys.exit() asked for, as the interpreter would."""
-    if leaving.code is None:
+    """Return the exit status that sys.exit() asked for, as the interpreter would; but what was not 0 is not 0 when it is cut (exit(3)).
+
+    The code may be an object of any kind: the methods called are those of int, and not its own.
+    """
+    code = leaving.code
+    if code is None:
         return 0
-    if isinstance(leaving.code, int):
-        return leaving.code & 0xFF
-    print(leaving.code, file=sys.stderr)
+    try:
+        if isinstance(code, int):
+            return int.__and__(code, 0xFF) or int.__ne__(code, 0) * 1
+        print(code, file=sys.stderr)
+    except BaseException:
+        # It cannot be shown, or is not what it says it is: an error of the handler's, as anything that is no number.
+        return 1
     return 1
 
 
 class Worker:
     """The worker that every clone of a mold will be; also what its connections ask questions of (`poold.connection.Desk`).
 
-    Made in the mold, with all that its clones have in common: `mold` is a descriptor of the mold's own, which they close; `activity` one
-    of the activity pages; `phase` the phase page. `handler` is what its import gave.
+    Made in the mold, with all that its clones have in common: `mold` is a descriptor of the mold's own, which they close; `phase` the phase
+    page; `given` how many descriptors come with an order. `handler` is what its import gave. A clone's own is `page`, the descriptor of its
+    activity page.
     """
 
     __slots__ = (
+        "_activity",
         "_channel",
-        "_file",
-        "_page",
-        "_slot",
+        "_session",
         "_title",
-        "activity",
         "born",
         "command",
         "connections",
+        "given",
         "handler",
         "leave",
         "master",
         "mold",
         "name",
         "options",
+        "page",
         "phase",
         "ready",
         "setsid",
@@ -125,10 +139,9 @@ class Worker:
         "take_pages",
     )
 
-    def __init__(self, *, master: int, mold: int, activity: int, phase: PhaseView, settings: Mapping[str, Any]) -> None:
+    def __init__(self, *, master: int, mold: int, phase: PhaseView, settings: Mapping[str, Any]) -> None:
         self.master = master
         self.mold = mold
-        self.activity = activity
         self.phase = phase
         self.settings = settings
         self.handler: adapters.Serve | None = None
@@ -139,21 +152,23 @@ class Worker:
         self.command: list[str] | None = settings["command"]
         self.ready = bool(settings["preload"] or self.command is not None)
         self.born = channel.born(ready=self.ready, version=__version__)
-        self._file = file_of(activity)
+        # A program has nothing to say on a page.
+        self.given = 1 if self.command is not None else 2
         # What a warm-up must not do.
         self.setsid: Callable[[], object] = os.setsid
         self.leave: Callable[[int], object] = os._exit
         # Takes the pages that will be needed, while nobody waits for them.
         self.take_pages: Callable[[], object] = _no_pages
         # What is a clone's own.
-        self._slot = 0
+        self.page = -1
+        self._session = 0
         self._channel: Wire
         self._title = ""
-        self._page: Activity | None = None
+        self._activity: Activity | None = None
 
     def live(self, order: bytes, fd: int) -> int:
         """Become a process of one's own, serve until the master closes the channel or the last connection is served; return the status."""
-        self._slot, _, ahead = read_order(order)
+        _, _, ahead = read_order(order)
         if ahead:
             self.take_pages()
         close(self.mold)
@@ -193,15 +208,15 @@ class Worker:
         """Wait for a connection; None: there will be none any more."""
         end = self._channel
         while True:
-            data, fd = receive_with(end, ASSIGNMENT_MAX)
+            data, fds = receive_with(end, ASSIGNMENT_MAX)
             if not data:
                 return None
             session, family, host, port, flow, scope, listener = read_assignment(data)
-            if fd is not None:
+            if fds:
                 break
             # What made the kernel drop it.
             _say(end, report(_NACK, session, errno.EMFILE))
-        accepted = Socket(family, _SOCK_STREAM, 0, fd)
+        accepted = Socket(family, _SOCK_STREAM, 0, fds[0])
         peer: Endpoint | tuple[str, int]
         if family == _AF_INET:
             # The most frequent one, without what the others need.
@@ -209,6 +224,7 @@ class Worker:
         else:
             peer = Endpoint.unix_peer(accepted) if family == _AF_UNIX else Endpoint.of(family, (host, port, flow, scope))
             shown = str(peer)
+        self._session, self._activity = session, None
         self._title = title = f"{self.name} {shown}"
         show(title)
         return Connection(accepted, session, peer, listener, self.options, self)
@@ -234,14 +250,14 @@ class Worker:
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
-            except (OSError, ValueError):
-                # The log's stream is closed or full; there is nowhere to say so.
-                continue
+            except BaseException:  # noqa: S112 -- the stream is closed or full, or is something of the handler's: nowhere to say so
+                continue  # nothing that a handler leaves behind changes how its session ended
         return ended
 
     def hang_up(self) -> None:
-        """Close the channel to the master; again does no harm."""
+        """Close what came with the order."""
         self._channel.close()
+        close(self.page)
 
     def _failed(self, connection: Connection, error: BaseException) -> tuple[int, int]:
         """Say how a session ended that its handler did not return from, and close its connection."""
@@ -268,10 +284,13 @@ class Worker:
             except OSError:
                 # What the handler wrote last cannot be delivered: its client has gone.
                 self._note_client_gone()
+            except BaseException as second:
+                # The handler has put something else in the place of what is closed here.
+                log.debug("connection_not_closed", session=connection.id, error=type(second).__name__)
 
     def _note_client_gone(self) -> None:
         try:
-            self._activity().client_gone()
+            self._said().client_gone()
         except OSError:
             # The handler has closed the descriptor: nobody hears of it, and the session ends as `exit`.
             return
@@ -285,16 +304,11 @@ class Worker:
             _say(self._channel, report(Word.NOEXEC, connection.id, error.errno or 0))
             os._exit(127)
 
-    def _activity(self) -> Activity:
-        """Return this worker's own page. Raises OSError when the handler has closed its descriptor before it was needed."""
-        if self._page is None:
-            fd = self.activity
-            # The handler may have closed it, and have a file of its own at this number.
-            if file_of(fd) != self._file:
-                raise OSError(errno.EBADF, "the descriptor of the activity page was closed")
-            self._page = Activity(fd, self._slot)
-            os.close(fd)
-        return self._page
+    def _said(self) -> Activity:
+        """Return what this session says on its page."""
+        if self._activity is None:
+            self._activity = Activity(self.page, self._session)
+        return self._activity
 
     def stopping(self) -> bool:
         """Say whether a drain has begun."""
@@ -302,12 +316,12 @@ class Worker:
 
     def set_status(self, text: str) -> None:
         """Show what the session is doing."""
-        self._activity().set_status(text)
+        self._said().set_status(text)
         show(titled(text, self._title))
 
     def extend_deadline(self, seconds: float) -> None:
         """Ask for time until `seconds` from now."""
-        self._activity().extend_deadline(time.monotonic() + seconds)
+        self._said().extend_deadline(time.monotonic() + seconds)
 
 
 def _no_pages() -> None:
