@@ -78,9 +78,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the master in the foreground until it is told to stop."""
-    from poold import systemd
+    from poold import sandbox, systemd
     from poold.master.signals import Inbox
 
+    sandbox.hide()
     origin = {key: value for key, value in os.environ.items() if not key.startswith("LISTEN_")}
     try:
         passed = systemd.listen_fds(os.environ)

@@ -1,4 +1,4 @@
-"""Who a child is and what it may do: groups, gid, uid, umask, the signal at its parent's death. In this order, or it dies.
+"""Who a child is and what it may do: groups, gid, uid, the signal at its parent's death, who may look into it. In this order, or it dies.
 
 Used by the children themselves. Whoever calls `become` and gets an exception must end: half a change of identity is worse
 than none.
@@ -49,10 +49,15 @@ def become(*, uid: int, gid: int, groups: Sequence[int]) -> None:
         raise PermissionError("root could be taken back after the change of user")
 
 
-def become_identity(identity: dict[str, Any] | None) -> None:
-    """Do `become` for an identity as it crosses a process boundary; None changes nothing."""
-    if identity is not None:
-        become(uid=identity["uid"], gid=identity["gid"], groups=identity["groups"])
+def become_identity(identity: dict[str, Any] | None) -> bool:
+    """Do `become` for an identity as it crosses a process boundary; say whether it was another one. None is whoever this process is."""
+    if identity is None:
+        return False
+    uid, gid, groups = identity["uid"], identity["gid"], identity["groups"]
+    if os.getresuid() == (uid, uid, uid) and os.getresgid() == (gid, gid, gid) and set(os.getgroups()) == set(groups):
+        return False
+    become(uid=uid, gid=gid, groups=groups)
+    return True
 
 
 def die_with(parent: int) -> bool:
@@ -76,6 +81,16 @@ def vanish_with(parent: int | None) -> None:
         raise _failure()
     if parent is not None and os.getppid() != parent:
         os._exit(0)
+
+
+def hide() -> None:
+    """Let nobody but root look into this process, trace it or take its descriptors, not its own user either (prctl(2), PR_SET_DUMPABLE).
+
+    Every execve(2) undoes it, so it comes first in whatever program has something that sessions must not have. Such a process cannot write
+    its own /proc files (proc(5)), and its user does not see it where /proc hides what may not be looked into (hidepid). Clones inherit it.
+    """
+    if _prctl(_PR_SET_DUMPABLE, 0, None, None, None):
+        raise _failure()
 
 
 def be_seen() -> None:

@@ -226,6 +226,7 @@ class Daemon:
         self.notify = NotifySocket(folder / "notify.sock")
         self.process: subprocess.Popen[bytes] | None = None
         self.keeper: LawKeeper | None = None
+        self.python = sys.executable
         self.metrics_port = free_port()
         self.write(settings=settings, options=options or {})
 
@@ -266,7 +267,7 @@ class Daemon:
         laws: bool = True,
     ) -> Self:
         """Start it; with `wait`, until it says READY=1. `wrapper` is a command that runs poold, as strace does."""
-        command = [*wrapper, sys.executable, "-m", "poold", "run", "-c", str(self.config)]
+        command = [*wrapper, self.python, "-m", "poold", "run", "-c", str(self.config)]
         program = (
             command[0]
             if "/" in command[0]

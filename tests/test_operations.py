@@ -139,12 +139,12 @@ def test_control_socket_is_never_open_to_others(poold: Poold) -> None:
 
 def test_reload_while_descriptors_are_few(poold: Poold) -> None:
     """A reload to settings that need more descriptors than the hard limit allows is refused with the sum."""
-    daemon = poold().start(prelude="import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))")
+    daemon = poold().start(prelude="import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))")
     before = len(open_files(daemon.master))
     daemon.write(options={"pool.max_children": 5000, "pool.max_spare": 2000})
     told = daemon.cli("reload", "--socket", str(daemon.control))
     assert told.returncode == 1
-    assert "the hard limit is 512" in told.stderr
+    assert "the hard limit is 1024" in told.stderr
     eventually(lambda: len(open_files(daemon.master)) == before)
     with daemon.connect() as client:
         assert client.ask("echo untouched") == "untouched"

@@ -273,6 +273,7 @@ class Request(BaseHTTPRequestHandler):
 
 def main() -> None:
     """Run an exporter until the master is gone."""
+    sandbox.hide()
     fds = {name: int(number) for name, _, number in (argument.partition("=") for argument in sys.argv[1:])}
     for fd in fds.values():
         os.set_inheritable(fd, False)

@@ -31,6 +31,7 @@ SUCCESSOR = successor.main
 
 def main() -> None:
     """Judge, and write down the verdict."""
+    sandbox.hide()
     fds = {name: int(number) for name, _, number in (argument.partition("=") for argument in sys.argv[1:])}
     set_title("trial")
     settings = json.loads(os.pread(fds["settings"], DOCUMENT_MAX, 0))

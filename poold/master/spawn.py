@@ -1,13 +1,18 @@
 """Starts fresh interpreters: mold, exporter, trial. Workers are not started here; the mold clones them.
 
 A child inherits descriptors 0, 1, 2 and the ones it is given by name, as `NAME=NUMBER` arguments. Everything else is
-close-on-exec. Signals: none blocked, every disposition at its default (posix_spawn(3)). In a session of its own, so that a
-terminal's Ctrl-C reaches the master alone. Its settings say who its master is, so that it ends with it also if that is dead already.
+close-on-exec. Signals: none blocked, every disposition at its default. In a session of its own, so that a terminal's Ctrl-C reaches
+the master alone. Its settings say who its master is, so that it ends with it also if that is dead already.
+
+Whoever is to run as another user becomes that user between fork and exec: an interpreter reads files and variables of its user's before
+the first line of ours (site, `.pth` files, PYTHONPATH), and must not do so with rights that the user does not have. Where that user may
+not run this interpreter at all (it lies under somebody's home), it starts with the master's rights, isolated from all that the user can
+change (`-I`, and variables of the master's own), and becomes the user itself before it reads anything of the user's.
 """
 
 import json
 import os
-import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +29,8 @@ KEPT = ("PATH", "HOME", "LANG", "TZ", "USER", "LOGNAME", "SHELL")
 # For the mold alone, which takes them out of what handlers see. A function of the C library that is bound before the clone is not bound
 # again in each worker (ld.so(8)): some twenty pages of a worker.
 MOLD_VARIABLES = {"LD_BIND_NOW": "1"}
+# What no variable of an isolated interpreter's comes from: the master's own, less what belongs to a person.
+ISOLATED = ("PATH", "LANG", "TZ")
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # `-P` keeps the working directory out of sys.path. `-c` and not `-m`, which would load runpy and what it needs. The package is this
@@ -37,7 +44,8 @@ HOME = str(Path(__file__).absolute().parent.parent.parent)
 class Recipe:
     """What a mold is started with. JSON throughout: at an upgrade the new code writes it and the old code only passes it on.
 
-    `seconds` is how long the handler's import may take.
+    `seconds` is how long the handler's import may take. `environment` has nothing of the user's: a master of an older version starts the
+    mold with its own rights. The document has `variables`, which are the user's.
     """
 
     document: Mapping[str, Any]
@@ -62,7 +70,7 @@ class Launcher:
             "log_level": config.log.level,
             "log_journal": log.journal,
         }
-        return self._start("poold.exporter.main", document, environment(config.server, current.people, self.environ), fds)
+        return self._start("poold.exporter.main", document, isolated(self.environ), fds)
 
     def recipe(self, config: Config, people: People) -> Recipe:
         """Return what a mold for these settings is started with."""
@@ -70,14 +78,17 @@ class Launcher:
         document = {
             **mold_document(config),
             "identity": people.workers,
+            "variables": variables,
             "nofile": list(self.limits),
             "own_variables": [name for name in MOLD_VARIABLES if name not in variables],
         }
-        return Recipe(document, MOLD_VARIABLES | variables, config.timeouts.import_)
+        return Recipe(document, MOLD_VARIABLES | isolated(self.environ), config.timeouts.import_)
 
     def mold(self, recipe: Recipe, **fds: int) -> int:
         """Start a mold and return its pid. Raises OSError."""
-        return self._start("poold.mold.main", recipe.document, recipe.environment, fds)
+        # A recipe of an older version has its variables nowhere else.
+        variables = recipe.document.get("variables", recipe.environment)
+        return self._start("poold.mold.main", recipe.document, MOLD_VARIABLES | variables, fds)
 
     def trial(self, file: str | None, *, module: str = "poold.settings.trial", **fds: int) -> int:
         """Start a trial, which sees the master's own environment, and return its pid. Raises OSError."""
@@ -85,8 +96,16 @@ class Launcher:
 
     def _start(self, module: str, document: Mapping[str, Any], environ: Mapping[str, str], fds: Mapping[str, int]) -> int:
         settings = memory_file("settings", json.dumps({**document, "master": os.getpid()}).encode())
+        given = {**fds, "settings": settings}
+        identity = document.get("identity")
         try:
-            return start(module, fds={**fds, "settings": settings}, environment=environ)
+            try:
+                return start(module, fds=given, environment=environ, identity=identity)
+            except PermissionError:
+                if identity is None:
+                    raise
+                log.info("interpreter_isolated", module=module, interpreter=sys.executable, uid=identity["uid"])
+                return start(module, fds=given, environment=MOLD_VARIABLES | isolated(self.environ), isolate=True)
         finally:
             os.close(settings)
 
@@ -103,22 +122,41 @@ def memory_file(name: str, data: bytes = b"") -> int:
     return fd
 
 
-def arguments(module: str, fds: Mapping[str, int]) -> list[str]:
+def arguments(module: str, fds: Mapping[str, int], *, isolate: bool = False) -> list[str]:
     """Return the command that runs `main` of a module in a fresh interpreter, with the code that is on disk now."""
-    return [sys.executable, "-P", "-c", PROGRAM.format(module=module), HOME, *(f"{name}={fd}" for name, fd in fds.items())]
+    option = "-I" if isolate else "-P"
+    return [sys.executable, option, "-c", PROGRAM.format(module=module), HOME, *(f"{name}={fd}" for name, fd in fds.items())]
 
 
-def start(module: str, *, fds: Mapping[str, int], environment: Mapping[str, str]) -> int:
-    """Start `main` of a module in a fresh interpreter and return its pid. Raises OSError."""
-    actions: list[tuple[Any, ...]] = [
-        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_DUP2, 2, 1),
-        # Onto itself: glibc clears close-on-exec then (posix_spawn_file_actions_adddup2(3)).
-        *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in fds.values()),
-    ]
-    defaults = [number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)]
-    argv = arguments(module, fds)
-    return os.posix_spawn(sys.executable, argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=defaults)
+def start(
+    module: str,
+    *,
+    fds: Mapping[str, int],
+    environment: Mapping[str, str],
+    identity: Mapping[str, Any] | None = None,
+    isolate: bool = False,
+) -> int:
+    """Start `main` of a module in a fresh interpreter, as this identity (None: as the master), and return its pid. Raises OSError."""
+    person = {} if identity is None else {"user": identity["uid"], "group": identity["gid"], "extra_groups": identity["groups"]}
+    started = subprocess.Popen(
+        arguments(module, fds, isolate=isolate),
+        stdin=subprocess.DEVNULL,
+        stdout=2,
+        stderr=2,
+        pass_fds=tuple(fds.values()),
+        env=environment,
+        start_new_session=True,
+        **person,
+    )
+    # The reaper alone waits for children; without a status, the next start would wait for this one (subprocess, _cleanup).
+    started.returncode = 0
+    return started.pid
+
+
+def isolated(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the few variables of an interpreter that is to read nothing of any user's."""
+    kept = {key: value for key, value in environ.items() if key in ISOLATED or key.startswith("LC_")}
+    return {"PATH": DEFAULT_PATH, "PYTHONNOUSERSITE": "1"} | kept
 
 
 def environment(server: Server, people: People, environ: Mapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from poold import systemd
+from poold import sandbox, systemd
 from poold.errors import ConfigError, ExitCode
 from poold.log import log, trace
 from poold.master import state
@@ -23,6 +23,7 @@ from poold.title import set_title
 
 def main() -> None:
     """Take over, and be the master."""
+    sandbox.hide()
     # First of all: what is inheritable for the exec's sake must not be for any child's.
     systemd.inherit_nothing()
     set_title("master")

@@ -54,16 +54,20 @@ class Mold:
         settings, worker = self._settings, self.worker
         # The master raised its own limit (getrlimit(2)); programs that use select() rely on a low one.
         resource.setrlimit(resource.RLIMIT_NOFILE, tuple(settings["nofile"]))
-        sandbox.become_identity(settings["identity"])
+        become_user(settings)
         sandbox.vanish_with(worker.master)
+        for name in settings["own_variables"]:
+            os.environ.pop(name, None)
         os.umask(settings["umask"])
         os.chdir(settings["working_directory"])
         sys.path.extend(settings["path"])
         if settings["preload"]:
             worker.handler = adapters.load(settings)
             clone.refuse_company()
-            # The import may have set one, which workers would share.
+            # The import may have changed what workers would share, and what ends this process with its master.
             signal.set_wakeup_fd(-1)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            sandbox.vanish_with(worker.master)
         # A signal that comes to a worker before it has set itself up must do what it does to any process.
         for number in altered_dispositions():
             signal.signal(number, signal.SIG_DFL)
@@ -84,6 +88,14 @@ class Mold:
         work_off(self._end, clone_worker, self.worker)
 
 
+def become_user(settings: dict[str, Any]) -> None:
+    """Be the user, and have the user's variables, where this interpreter was not started like that (`poold.master.spawn`)."""
+    if sandbox.become_identity(settings["identity"]) and "variables" in settings:
+        os.environ.clear()
+        os.environ.update(settings["variables"])
+        sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+
+
 def altered_dispositions() -> tuple[int, ...]:
     """Return the signals that the handler's import has caught or ignored, by the kernel's word (proc(5), SigIgn, SigCgt)."""
     mask = 0
@@ -102,6 +114,7 @@ def _settings(fd: int) -> dict[str, Any]:
 
 def main() -> None:
     """Run a mold to its end; the exit status says nothing that the channel has not said."""
+    sandbox.hide()
     fds = {name: int(number) for name, _, number in (argument.partition("=") for argument in sys.argv[1:])}
     # Python ignores SIGPIPE and SIGXFSZ and catches SIGINT; workers start with every disposition at its default.
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
@@ -112,8 +125,6 @@ def main() -> None:
     end = channel.wire(fds["channel"])
     set_title("mold")
     settings = _settings(fds["settings"])
-    for name in settings["own_variables"]:
-        os.environ.pop(name, None)
     log.configure(format=settings["log_format"], level=settings["log_level"], journal=settings["log_journal"])
     end.send(channel.mold_report(MoldWord.HELLO, text=__version__))
     mold = Mold(end, settings, fds)

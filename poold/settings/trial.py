@@ -19,6 +19,7 @@ TEXT_MAX = 2 << 20
 
 def main() -> None:
     """Judge, and write down the verdict."""
+    sandbox.hide()
     fds = {name: int(number) for name, _, number in (argument.partition("=") for argument in sys.argv[1:])}
     set_title("trial")
     document = json.loads(os.pread(fds["settings"], TEXT_MAX, 0))

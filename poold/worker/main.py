@@ -199,8 +199,11 @@ class Worker:
         except BaseException as error:  # user code may raise anything; the worker is stillborn, and this says why
             log.error("handler_import_failed", reason=f"{type(error).__name__}: {error}", traceback=trace(error))
             os._exit(_exit_code(error) if isinstance(error, SystemExit) else 1)
-        # It may have set one, which would wake whoever has the other end.
+        # The import may have set one, which would wake whoever has the other end; and what ends this process with its master.
         signal.set_wakeup_fd(-1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if not die_with(self.master):
+            os._exit(0)
         gc.freeze()
         _say(self._channel, report(Word.READY))
 
