@@ -61,11 +61,11 @@ def _ratios(results: Results) -> Iterator[Verdict]:
         return ratio(wait.get(peer, {}), wait.get(other, {}))
 
     speed, late = f"sessions/s, {CONCURRENCY} at a time", f"median latency at {RATE}/s"
-    yield Verdict("P1", f"{speed}: poold ÷ ForkingTCPServer", "", rates(POOLD, "ForkingTCPServer"), 1.7, 2.2, least=True)
-    yield Verdict("P2", f"{speed}: poold ÷ tcpserver with cat", "", rates(POOLD, "tcpserver"), 1.0, 1.3, least=True)
-    yield Verdict("P3", f"{late}: poold ÷ ForkingTCPServer", "", waits(POOLD, "ForkingTCPServer"), 0.45, 0.3)
-    yield Verdict("P4", f"{late}: poold ÷ fork in C", "", waits(POOLD, "C-fork"), 2.0, 1.2)
-    yield Verdict("P5", f"{speed}: poold reused ÷ fork in C", "", rates("poold-reused", "C-fork"), 1.5, 2.5, least=True)
+    yield Verdict("P1", f"{speed}: poold ÷ ForkingTCPServer", "", rates(POOLD, "ForkingTCPServer"), 1.3, 1.5, least=True)
+    yield Verdict("P2", f"{speed}: poold ÷ tcpserver with cat", "", rates(POOLD, "tcpserver"), 1.0, least=True)
+    yield Verdict("P3", f"{late}: poold ÷ ForkingTCPServer", "", waits(POOLD, "ForkingTCPServer"), 0.35)
+    yield Verdict("P4", f"{late}: poold ÷ fork in C", "", waits(POOLD, "C-fork"), 1.2, 1.0)
+    yield Verdict("P5", f"{speed}: poold reused ÷ fork in C", "", rates("poold-reused", "C-fork"), 1.0, 1.5, least=True)
 
 
 def _held(results: Results) -> Iterator[Verdict]:
@@ -75,8 +75,8 @@ def _held(results: Results) -> Iterator[Verdict]:
     note = "" if most == MANY else f"of {most:,}"
     memory = Figure.of(run.bytes_each / 1000 for run in runs)
     slower = Figure.of(run.last_hundred / run.first_hundred for run in runs)
-    yield Verdict("P6", f"memory of a session, {MANY:,} held", "kB", memory, 700, 450, note=note)
-    yield Verdict("P7", f"opening the last hundred of {MANY:,} ÷ the first", "", slower, 1.5, 1.1, note=note)
+    yield Verdict("P6", f"memory of a session, {MANY:,} held", "kB", memory, 650, 450, note=note)
+    yield Verdict("P7", f"opening the last hundred of {MANY:,} ÷ the first", "", slower, 1.1, note=note)
 
 
 def _master(results: Results) -> Iterator[Verdict]:
@@ -86,15 +86,17 @@ def _master(results: Results) -> Iterator[Verdict]:
     note = "" if most == MANY else f"with {most:,}"
 
     def beyond(seen: MasterLook) -> float:
+        # A spare has a channel and a page.
         before = empty[seen.round]
-        return (seen.descriptors - seen.spares) - (before.descriptors - before.spares)
+        more = (seen.descriptors - 2 * seen.spares) - (before.descriptors - 2 * before.spares)
+        return more / max(1, seen.sessions)
 
-    yield Verdict("P8", f"master with {MANY:,} sessions: RSS", "MB", Figure.of(seen.resident / MB for seen in full), 32, note=note)
+    yield Verdict("P8", f"master with {MANY:,} sessions: RSS", "MB", Figure.of(seen.resident / MB for seen in full), 30, note=note)
     wakeups = Figure.of(seen.wakeups_per_second for seen in full)
     yield Verdict("P8", "the same, idle: wakeups a second", "", wakeups, 0, note=note)
     descriptors = Figure.of(beyond(seen) for seen in full if seen.round in empty)
-    yield Verdict("P8", "the same: descriptors more than without, but for spares'", "", descriptors, 0, note=note)
-    yield Verdict("P9", f"a scrape with {MANY:,} sessions", "ms", Figure.of(seen.scrape * 1e3 for seen in full), 100, note=note)
+    yield Verdict("P8", "the same: descriptors of each session", "", descriptors, 1, note=note)
+    yield Verdict("P9", f"a scrape with {MANY:,} sessions", "ms", Figure.of(seen.scrape * 1e3 for seen in full), 5, note=note)
 
 
 def _moments(results: Results) -> Iterator[Verdict]:
@@ -104,10 +106,10 @@ def _moments(results: Results) -> Iterator[Verdict]:
     slowest = max(results.reloads, key=lambda run: run.longest, default=None)
     still = (slowest.machine_pause if slowest else None) or 0
     note = f"in the longest the machine itself stood still for {still * 1e3:.0f} ms" if still > STILL else ""
-    yield Verdict("P10", f"longest wait of a newcomer during a reload, {RATE}/s", "ms", pauses, 20, note=note)
+    yield Verdict("P10", f"longest wait of a newcomer during a reload, {RATE}/s", "ms", pauses, 15, note=note)
     # Not a median: one that was lost is one too many.
     lost = None if worst is None else Figure.of([worst])
     yield Verdict("P10", "the same: refused or lost", "", lost, 0, note=f"{refused} reloads not applied" if refused else "")
     yield Verdict(
-        "P11", "from start to READY, on one core", "ms", Figure.of(run.seconds * 1e3 for run in results.starts if run.cores == 1), 250
+        "P11", "from start to READY, on one core", "ms", Figure.of(run.seconds * 1e3 for run in results.starts if run.cores == 1), 200
     )
