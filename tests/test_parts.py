@@ -5,18 +5,13 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poold import channel
 from poold import scoreboard as board
 from poold.address import Address, Endpoint
-from poold.channel import Assignment, MoldWord, Word
-from poold.errors import ProtocolError
 from poold.log import FIELD_MAX, LIMITED, Log, printable
 from poold.master.births import DELAY_MAX, DELAY_MIN, Throttle
 from poold.master.deadlines import Deadlines
@@ -81,69 +76,6 @@ def test_throttle(steps: list[tuple[float, bool]]) -> None:
             assert not throttle.open(now)
             assert throttle.open(now + throttle.delay)
         failing = not good
-
-
-@given(
-    st.integers(0, 2**64 - 1),
-    st.integers(0, 65535),
-    st.integers(0, 2**32 - 1),
-    st.text(max_size=40),
-    st.text(max_size=100),
-)
-def test_assignment_survives_the_wire(session: int, port: int, flow: int, host: str, listener: str) -> None:
-    """What is packed is what is unpacked."""
-    sent = Assignment(session=session, family=10, host=host, port=port, flow=flow, scope=3, listener=listener)
-    assert channel.read_assignment(sent.pack()) == (session, 10, host, port, flow, 3, listener)
-
-
-@contextmanager
-def ends() -> Iterator[tuple[channel.Wire, channel.Wire]]:
-    """Two ends of a channel."""
-    ours, theirs = channel.pair()
-    with closing(ours), closing(theirs):
-        yield ours, theirs
-
-
-@given(st.binary(min_size=1, max_size=200))
-def test_reports_are_gossip(data: bytes) -> None:
-    """Whatever a child sends is a report that says who sent it, or a broken protocol, and nothing else."""
-    with ends() as (ours, theirs):
-        theirs.send(data)
-        try:
-            report = channel.receive_report(ours)
-        except ProtocolError:
-            return
-        assert report is not None
-        assert report.pid == os.getpid()
-        assert report.word in Word
-
-
-@given(st.binary(min_size=1, max_size=10_000))
-def test_mold_reports_are_gossip(data: bytes) -> None:
-    """Whatever a mold sends is a report or a broken protocol."""
-    with ends() as (ours, theirs):
-        theirs.send(data)
-        try:
-            report = channel.receive_mold_report(ours)
-        except ProtocolError:
-            return
-        assert report is not None
-        assert report.word in MoldWord
-
-
-def test_descriptor_passes_close_on_exec() -> None:
-    """A descriptor that came through a channel is not inherited by programs, and EOF is told from a message without one."""
-    with ends() as (ours, theirs), open(os.devnull) as null:
-        channel.send_with(ours, b"take this", null.fileno())
-        channel.send_order(ours, b"and these", null.fileno(), null.fileno())
-        for message, count in ((b"take this", 1), (b"and these", 2)):
-            data, fds = channel.receive_with(theirs, 100)
-            assert (data, len(fds)) == (message, count)
-            for fd in fds:
-                assert not os.get_inheritable(fd)
-                os.close(fd)
-        ours.close()
-        assert channel.receive_with(theirs, 100) == (b"", ())
 
 
 def test_counters_are_of_one_moment() -> None:
