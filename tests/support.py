@@ -465,7 +465,7 @@ def free_port() -> int:
 def stat_fields(pid: int) -> list[str] | None:
     """Return /proc/PID/stat from the state on, None when there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
 

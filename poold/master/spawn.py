@@ -29,8 +29,8 @@ KEPT = ("PATH", "HOME", "LANG", "TZ", "USER", "LOGNAME", "SHELL")
 # For the mold alone, which takes them out of what handlers see. A function of the C library that is bound before the clone is not bound
 # again in each worker (ld.so(8)): some twenty pages of a worker.
 MOLD_VARIABLES = {"LD_BIND_NOW": "1"}
-# What no variable of an isolated interpreter's comes from: the master's own, less what belongs to a person.
-ISOLATED = ("PATH", "LANG", "TZ")
+# Of these, an interpreter gets that is to read nothing of any user's: the master's own, less what belongs to a person.
+ISOLATED = ("PATH", "PYTHONPATH", "LANG", "TZ")
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # `-P` keeps the working directory out of sys.path. `-c` and not `-m`, which would load runpy and what it needs. The package is this
