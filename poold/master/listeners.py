@@ -81,6 +81,9 @@ class Listeners:
 
     def add(self, opened: Opened, listener: Listener) -> None:
         """Take over an open socket. Raises LookupError when too many names have been used."""
+        self._miss(self._add(opened, listener))
+
+    def _add(self, opened: Opened, listener: Listener) -> Listening:
         listening = Listening(opened, listener, self._counters.listener(listener.name), int(opened.socket.family))
         self._open.append(listening)
         # The gate opens again in this turn, and watches this one too.
@@ -90,11 +93,11 @@ class Listeners:
         most = None if opened.lent else somaxconn()
         if most is not None and listener.backlog > most:
             log.warning("backlog_cut", listener=listening.name, backlog=listener.backlog, somaxconn=most)
+        return listening
 
     def inherit(self, opened: Opened, listener: Listener, *, leaving: bool, seconds: float) -> None:
         """Take over an open socket of the program before; one that was being emptied has so many seconds for that, from now."""
-        self.add(opened, listener)
-        listening = self._open[-1]
+        listening = self._add(opened, listener)
         if leaving:
             listening.leaving = True
             listening.deadline = self._loop.after(seconds, partial(self._close, listening))
@@ -234,12 +237,16 @@ class Listeners:
         """Write down how full the kernel's queues are, and say which socket file has gone; asked for, never by a tick."""
         cells = self._counters.cells
         for listening in self._open:
-            if not listening.opened.reachable() and not listening.leaving and not listening.missed:
-                listening.missed = True
-                log.warning("socket_file_lost", listener=listening.name, hint="a reload makes it again")
+            self._miss(listening)
             queued = queue(listening.opened.socket)
             cells[BACKLOG_KNOWN[listening.number]] = queued is not None
             cells[BACKLOG[listening.number]], cells[BACKLOG_LIMIT[listening.number]] = queued or (0, 0)
+
+    def _miss(self, listening: Listening) -> None:
+        """Say, once, that clients do not find a listener's socket file."""
+        if not listening.missed and not listening.leaving and not listening.opened.reachable():
+            listening.missed = True
+            log.warning("socket_file_lost", listener=listening.name, hint="a reload makes it again")
 
     def close(self) -> None:
         """Close every listener, and remove the socket files that are ours."""

@@ -30,7 +30,7 @@ from poold.scoreboard import SLOTS, Counters, Table, keep_size, read_only, share
 from poold.settings.config import Config, People
 from poold.words import Kind
 
-# How long a start waits for another one that makes its socket files in the same folder.
+# How long a start waits for another one that replaces the same socket file.
 LOCK_PATIENCE = 5.0
 
 

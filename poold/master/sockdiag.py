@@ -1,4 +1,4 @@
-"""Asks the kernel about sockets (sock_diag(7)): how full a unix listener's queue is, which no socket option tells."""
+"""Asks the kernel about unix sockets (sock_diag(7)) what no socket option tells: how full a queue is, and which file is a socket's own."""
 
 import os
 import socket
@@ -7,7 +7,9 @@ import struct
 NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _NLM_F_REQUEST = 1
+_UDIAG_SHOW_VFS = 0x02
 _UDIAG_SHOW_RQLEN = 0x10
+_UNIX_DIAG_VFS = 1
 _UNIX_DIAG_RQLEN = 4
 
 _HEADER = struct.Struct("=IHHII")
@@ -15,33 +17,48 @@ _HEADER = struct.Struct("=IHHII")
 _UNIX_REQUEST = struct.Struct("=BBHIIIII")
 _UNIX_ANSWER = struct.Struct("=BBBBIII")
 _ATTRIBUTE = struct.Struct("=HH")
+_PAIR = struct.Struct("=II")
 _ANY = 0xFFFFFFFF
 
 
 def unix_queue(listening: socket.socket) -> tuple[int, int] | None:
     """Return how many connections wait at a unix listener and how many may; None where the kernel does not say."""
-    inode = os.fstat(listening.fileno()).st_ino & 0xFFFFFFFF
-    body = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, _ANY, inode, _UDIAG_SHOW_RQLEN, _ANY, _ANY)
+    return pair(_ask(listening, _UDIAG_SHOW_RQLEN), _UNIX_DIAG_RQLEN)
+
+
+def unix_file(bound: socket.socket) -> int | None:
+    """Return the inode number of the file that a unix socket is bound to, its low 32 bits; None where the kernel does not say.
+
+    The kernel tells a device too, but that of the mount, which on btrfs and some overlays is not the one that stat(2) tells.
+    """
+    found = pair(_ask(bound, _UDIAG_SHOW_VFS), _UNIX_DIAG_VFS)
+    return None if found is None else found[0]
+
+
+def _ask(about: socket.socket, show: int) -> bytes:
+    """Return the kernel's answer, b"" where there is none."""
+    inode = os.fstat(about.fileno()).st_ino & 0xFFFFFFFF
+    body = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, _ANY, inode, show, _ANY, _ANY)
     header = _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as netlink:
             netlink.setblocking(False)
             netlink.send(header + body)
-            answer = netlink.recv(4096)
+            return netlink.recv(4096)
     except OSError:
-        # No netlink here (RestrictAddressFamilies=), or no unix_diag in this kernel: the gauge is left out.
-        return None
-    return _queue(answer)
+        # No netlink here (RestrictAddressFamilies=), or no unix_diag in this kernel.
+        return b""
 
 
-def _queue(answer: bytes) -> tuple[int, int] | None:
+def pair(answer: bytes, kind: int) -> tuple[int, int] | None:
+    """Return the two numbers of an attribute of this kind, None where the answer has none."""
     if len(answer) < _HEADER.size or _HEADER.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:
         return None
     at = _HEADER.size + _UNIX_ANSWER.size
     while at + _ATTRIBUTE.size <= len(answer):
-        length, kind = _ATTRIBUTE.unpack_from(answer, at)
-        if kind == _UNIX_DIAG_RQLEN and length >= _ATTRIBUTE.size + 8:
-            depth, limit = struct.unpack_from("=II", answer, at + _ATTRIBUTE.size)
-            return depth, limit
+        length, found = _ATTRIBUTE.unpack_from(answer, at)
+        if found == kind and length >= _ATTRIBUTE.size + _PAIR.size:
+            first, second = _PAIR.unpack_from(answer, at + _ATTRIBUTE.size)
+            return first, second
         at += max(_ATTRIBUTE.size, length + 3 & ~3)
     return None

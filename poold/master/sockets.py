@@ -1,27 +1,22 @@
 """Opens listening sockets, or checks the ones that were passed; no policy.
 
-Every one is non-blocking, because a client may leave between the readiness and the accept (accept(2)). A socket file that nobody
-listens on any more is replaced, under a lock on its folder; one that is alive never is.
+Every one is non-blocking, because a client may leave between the readiness and the accept (accept(2)). What concerns the file of a
+unix socket is `poold.master.socketfile`'s.
 """
 
-import fcntl
 import grp
 import os
 import pwd
-import select
 import socket
 import stat
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from poold.address import Address, Scheme
 from poold.errors import ConfigError, Problem
+from poold.master import socketfile
+from poold.master.socketfile import File, Rights
 from poold.settings.config import Listener
-
-# How often a lock that another poold holds for a moment is tried again, in seconds.
-LOCK_EVERY = 0.01
 
 
 @dataclass(slots=True)
@@ -33,32 +28,26 @@ class Opened:
 
     socket: socket.socket
     path: str = ""
-    file: tuple[int, int] | None = None
+    file: File | None = None
     lent: bool = False
 
     def reachable(self) -> bool:
         """Say whether clients still find it: its file may have been removed or replaced."""
-        if self.file is None:
-            return True
-        try:
-            status = os.lstat(self.path)
-        except OSError:
-            return False
-        return (status.st_dev, status.st_ino) == self.file
+        return self.file is None or socketfile.stands(self.path, self.file)
 
     def close(self) -> None:
         """Close it, unless it is lent, and remove its file if that is still its own."""
         if self.lent:
             return
+        if self.file is not None:
+            socketfile.remove(self.path, self.file)
         self.socket.close()
-        if self.file is not None and self.reachable():
-            os.unlink(self.path)
 
 
 def open_listener(listener: Listener, passed: Mapping[str, list[socket.socket]], *, patience: float = 0.0) -> list[Opened]:
     """Open what a `[[listener]]` asks for; only a service manager may have passed several. Raises ConfigError naming the address.
 
-    `patience` is how many seconds another process may hold the lock of a socket file's folder.
+    `patience` is how many seconds another poold may be replacing the same socket file.
     """
     address = listener.address
     try:
@@ -78,15 +67,20 @@ def open_listener(listener: Listener, passed: Mapping[str, list[socket.socket]],
 
 
 def _unix(listener: Listener, patience: float) -> Opened:
-    path = listener.address.path
-    return open_unix(path, mode=listener.mode, owner=listener.owner, group=listener.group, backlog=listener.backlog, patience=patience)
+    return open_unix(listener.address.path, _rights(listener), backlog=listener.backlog, patience=patience)
+
+
+def _rights(listener: Listener) -> Rights:
+    """Return what a listener's socket file is to have. Raises KeyError for an owner or group that there is none of."""
+    owner, group = listener.owner, listener.group
+    uid = -1 if owner is None else int(owner) if owner.isdigit() else pwd.getpwnam(owner).pw_uid
+    gid = -1 if group is None else int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+    return Rights(listener.mode, uid, gid)
 
 
 def open_metrics(address: Address) -> Opened:
     """Open the metrics listener. Raises ConfigError naming the address."""
     try:
-        if address.scheme is Scheme.UNIX:
-            return open_unix(address.path, mode=0o660, backlog=64)
         return Opened(_bound(address.host, address.port, backlog=64))
     except OSError as error:
         raise ConfigError([Problem("metrics.listen", f"cannot listen on {address}: {error.strerror}")]) from error
@@ -95,7 +89,7 @@ def open_metrics(address: Address) -> Opened:
 def open_control(path: str, *, patience: float) -> Opened:
     """Open the control socket. Raises ConfigError naming the path."""
     try:
-        return open_unix(path, mode=0o600, backlog=64, patience=patience)
+        return open_unix(path, Rights(0o600), backlog=64, patience=patience)
     except OSError as error:
         raise ConfigError([Problem("control.socket", f"cannot listen on {path}: {error.strerror}")]) from error
 
@@ -165,8 +159,7 @@ def retune(opened: Opened, listener: Listener) -> None:
         # A second listen() changes the backlog and nothing else (listen(2)).
         opened.socket.listen(listener.backlog)
     if opened.file is not None:
-        _give(opened.path, listener.owner, listener.group)
-        os.chmod(opened.path, listener.mode)
+        socketfile.change(opened.path, opened.file, _rights(listener), opened.socket)
 
 
 def _passed(name: str, passed: Mapping[str, list[socket.socket]]) -> list[socket.socket]:
@@ -199,72 +192,13 @@ def adopt(name: str, fd: int) -> socket.socket:
     return passed
 
 
-def open_unix(path: str, *, mode: int, backlog: int, owner: str | None = None, group: str | None = None, patience: float = 0.0) -> Opened:
-    """Listen on a socket file that only its mode opens to others. Raises OSError; EADDRINUSE where another process listens."""
+def open_unix(path: str, rights: Rights, *, backlog: int, patience: float = 0.0) -> Opened:
+    """Listen on a socket file of these rights. Raises OSError; EADDRINUSE where another process has its socket there."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _locked(os.path.dirname(path), patience):
-            _remove_stale(path)
-            # Nobody may connect before owner and mode are right, so it begins with no rights at all.
-            before = os.umask(0o777)
-            try:
-                listening.bind(path)
-            finally:
-                os.umask(before)
-            _give(path, owner, group)
-            os.chmod(path, mode)
-            status = os.lstat(path)
-            listening.listen(backlog)
+        file = socketfile.make(listening, path, rights, patience=patience)
+        listening.listen(backlog)
     except BaseException:
         listening.close()
         raise
-    return Opened(listening, path, (status.st_dev, status.st_ino))
-
-
-@contextmanager
-def _locked(folder: str, patience: float) -> Iterator[None]:
-    """Let one poold at a time look at, remove and make socket files in a folder. The lock leaves nothing behind.
-
-    Raises BlockingIOError when another holds it for longer than `patience` seconds; only a start has any.
-    """
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        until = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    raise
-                select.select((), (), (), LOCK_EVERY)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _remove_stale(path: str) -> None:
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise FileExistsError(17, "the path exists and is not a socket")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:
-            # Its backlog is full: somebody listens.
-            pass
-    raise OSError(98, "another process listens there")
-
-
-def _give(path: str, owner: str | None, group: str | None) -> None:
-    if owner is None and group is None:
-        return
-    uid = -1 if owner is None else int(owner) if owner.isdigit() else pwd.getpwnam(owner).pw_uid
-    gid = -1 if group is None else int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
-    os.chown(path, uid, gid)
+    return Opened(listening, path, file)
