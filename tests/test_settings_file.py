@@ -151,7 +151,7 @@ def test_a_file_of_the_greatest_size_is_read(tmp_path: Path) -> None:
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """Folders for each of the places, none of which has been made yet."""
     monkeypatch.setattr(subject, "SYSTEM_CONTROL_FOLDER", tmp_path / "run" / "poold")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(subject, "TEMPORARY_FOLDER", tmp_path)
     return {
         "runtime": tmp_path / "runtime",
         "session": tmp_path / "session" / "poold",

@@ -2,12 +2,16 @@
 
 It opens one file for reading, which can neither block it nor fill its memory, and changes nothing but, when asked to, the folder of
 the control socket. What the bytes mean is `poold.settings.judge`'s.
+
+A path is followed once, a name at a time (`_follow`): what is said of a file and of the folders on its way is true of the very
+file that is read.
 """
 
 import errno
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from poold.address import UNIX_PATH_MAX
@@ -17,7 +21,13 @@ FILE_BYTES_MAX = 1 << 20
 LOCAL_FILE = Path("poold.toml")
 SYSTEM_FILE = Path("/etc/poold/poold.toml")
 SYSTEM_CONTROL_FOLDER = Path("/run/poold")
+TEMPORARY_FOLDER = Path("/tmp")  # noqa: S108 -- what is used there is a folder of the user's own, or none
 CONTROL_NAME = "control.sock"
+# As many as the kernel follows (path_resolution(7)).
+LINKS_MAX = 40
+
+_HOLD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_HOLD_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 _KINDS = {
     stat.S_IFREG: "a regular file",
@@ -38,9 +48,9 @@ def find(path_option: str | None, environ: Mapping[str, str]) -> tuple[Path | No
     """
     named = environ.get("POOLD_CONFIG") or None if path_option is None else path_option
     if named is not None:
-        text = read_file(Path(named))
-        return Path(named).absolute(), text, cautions(Path(named))
-    warnings = []
+        text, reason = _read(Path(named))
+        return Path(named).absolute(), text, _cautions(reason)
+    passed_over: tuple[str, ...] = ()
     for file in (LOCAL_FILE, SYSTEM_FILE):
         try:
             file.lstat()
@@ -49,59 +59,103 @@ def find(path_option: str | None, environ: Mapping[str, str]) -> tuple[Path | No
             continue
         except OSError as error:
             raise _unreadable(file, error) from None
-        if file is LOCAL_FILE and os.geteuid() == 0 and (reason := _written_by_others(file, Path())):
-            warnings.append(f"./{file} is passed over because {reason}; name it with -c to use it all the same")
+        text, reason = _read(file)
+        if file is LOCAL_FILE and reason:
+            passed_over = (f"./{file} is passed over because {reason}; name it with -c to use it all the same",)
             continue
-        text = read_file(file)
-        return file.absolute(), text, tuple(warnings)
-    return None, b"", tuple(warnings)
+        return file.absolute(), text, passed_over
+    return None, b"", passed_over
 
 
 def cautions(file: Path) -> tuple[str, ...]:
-    """Return what an operator should know of a file that is used all the same: who named it has the say."""
-    if os.geteuid() == 0 and (reason := _written_by_others(file)):
-        return (f"{reason}: whoever writes it decides what poold runs as root",)
-    return ()
+    """Return what an operator should know now of a file that is used all the same: who named it has the say."""
+    try:
+        held, reason = _follow(file.absolute())
+    except OSError:
+        # It was read a moment ago, and who reads it next will say so.
+        return ()
+    os.close(held)
+    return _cautions(reason)
 
 
-def _written_by_others(file: Path, *more: Path) -> str:
-    """Say why another user than root could have written a file, or put it there; "" if none could. `more` are places on its way."""
-    real = Path(os.path.realpath(file))
-    for place in (*more, real.parent, real):
-        try:
-            info = place.stat()
-        except OSError:
-            return ""  # a dangling link: reading it will say so
-        if info.st_uid != 0:
-            return f"{place.absolute()} does not belong to root"
-        # In a folder with the sticky bit only the owner of a file can replace it.
-        if info.st_mode & 0o022 and not (stat.S_ISDIR(info.st_mode) and info.st_mode & stat.S_ISVTX):
-            return f"others may write to {place.absolute()}"
-    return ""
+def _cautions(reason: str) -> tuple[str, ...]:
+    return (f"{reason}: whoever writes it decides what poold runs as root",) if reason else ()
 
 
 def read_file(file: Path) -> bytes:
-    """Return a file's bytes. It is opened so that a FIFO does not wait for its writer and a terminal is not taken over."""
+    """Return a file's bytes. Raises ConfigError when it is no regular file, or larger than settings are."""
+    return _read(file)[0]
+
+
+def _read(file: Path) -> tuple[bytes, str]:
+    """Return a file's bytes and, to root, why another user has a say in what they are; "" if none has."""
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        held, reason = _follow(file.absolute())
     except OSError as error:
         raise _unreadable(file, error) from None
     try:
-        mode = os.fstat(descriptor).st_mode
+        # Looked at before it is opened: to open a device may set it off, and a FIFO would wait for its writer.
+        mode = os.fstat(held).st_mode
         if not stat.S_ISREG(mode):
             raise ConfigError([Problem("", f"cannot be read: it is {file_kind(mode)}, not a regular file")], str(file))
-        parts = []
-        left = FILE_BYTES_MAX + 1
-        while left > 0 and (part := os.read(descriptor, left)):
-            parts.append(part)
-            left -= len(part)
+        with open(f"/proc/self/fd/{held}", "rb") as opened:
+            text = opened.read(FILE_BYTES_MAX + 1)
     except OSError as error:
         raise _unreadable(file, error) from None
     finally:
-        os.close(descriptor)
-    if left <= 0:
+        os.close(held)
+    if len(text) > FILE_BYTES_MAX:
         raise ConfigError([Problem("", f"is too large: settings have at most {FILE_BYTES_MAX >> 20} MiB")], str(file))
-    return b"".join(parts)
+    return text, reason
+
+
+def _follow(path: Path) -> tuple[int, str]:
+    """Follow an absolute path, a name at a time; return a descriptor (O_PATH) of what it leads to and, to root, who else has a say.
+
+    Every folder in which a name was looked up counts, also those that links lead through: whoever may write to one of them may
+    change what the path leads to. The reason is of the first of them; "" where only root may. Raises OSError.
+    """
+    names, place, links, reason = list(reversed(path.parts)), path, 0, ""
+    kernels = os.stat("/proc/self/fd").st_dev
+    with ExitStack() as passed:
+
+        def hold(name: str, folder: int | None, flags: int) -> int:
+            fd = os.open(name, flags, dir_fd=folder)
+            passed.callback(os.close, fd)
+            return fd
+
+        held: int | None = None
+        while names:
+            name = names.pop()
+            # A name that is "/", the first or a link's, begins at the root again, wherever the folder is.
+            found = hold(name, held, _HOLD)
+            status = os.fstat(found)
+            if not stat.S_ISLNK(status.st_mode):
+                held, place = found, place / name
+                reason = reason or _others(status, place)
+                continue
+            links += 1
+            # Where everybody may write, as to /tmp, anybody may have put it there.
+            reason = reason or (f"{place / name} does not belong to root" if status.st_uid != 0 else "")
+            if links > LINKS_MAX:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            if status.st_dev == kernels:
+                # /dev/stdin and its like: what they lead to is no path but the thing itself, and nobody can put another one there.
+                held = hold(name, held, os.O_PATH | os.O_CLOEXEC)
+            else:
+                names += reversed(Path(os.readlink("", dir_fd=found)).parts)
+        assert held is not None
+        return os.dup(held), reason if os.geteuid() == 0 else ""
+
+
+def _others(status: os.stat_result, place: Path) -> str:
+    """Say why another user than root may change a file, or what is in a folder; "" if none may."""
+    if status.st_uid != 0:
+        return f"{place} does not belong to root"
+    # In a folder with the sticky bit only the owner of a file can replace it.
+    if status.st_mode & 0o022 and not (stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX):
+        return f"others may write to {place}"
+    return ""
 
 
 def file_kind(mode: int) -> str:
@@ -117,15 +171,15 @@ def control_candidates(environ: Mapping[str, str], uid: int) -> list[Path]:
     """Return the places where the control socket of a poold of this user may be by default, the likeliest first.
 
     $RUNTIME_DIRECTORY (the first, if it names several), $XDG_RUNTIME_DIR/poold, /run/poold, and a private folder of the user
-    under the system's temporary one.
+    under the temporary one ($TMPDIR, else /tmp; nothing is tried out there, as the module tempfile does). That one is left out
+    where it is somebody else's: who asks there would be answered by him.
     """
-    # Only who looks for a place needs it; the master of an upgrade has one, and newcomers wait for what it loads.
-    from tempfile import gettempdir
-
     runtime = Path(environ.get("RUNTIME_DIRECTORY", "").split(":")[0])
     session = Path(environ.get("XDG_RUNTIME_DIR", ""))
     folders = [folder for folder, base in ((runtime, runtime), (session / "poold", session)) if base.is_absolute()]
-    folders += [SYSTEM_CONTROL_FOLDER, Path(gettempdir(), f"poold-{uid}")]
+    temporary = Path(environ.get("TMPDIR", ""))
+    private = (temporary if temporary.is_absolute() else TEMPORARY_FOLDER) / f"poold-{uid}"
+    folders += [SYSTEM_CONTROL_FOLDER, *([private] if _is_own(private, uid) else [])]
     return [folder / CONTROL_NAME for folder in folders]
 
 
@@ -137,9 +191,8 @@ def control_path(chosen: str | None, environ: Mapping[str, str], uid: int) -> Pa
     if chosen is not None:
         return Path(chosen)
     candidates = control_candidates(environ, uid)
-    private = candidates[-1]
     for place in candidates:
-        if _is_usable(place.parent, owner=uid if place is private else None) and len(os.fsencode(place)) <= UNIX_PATH_MAX:
+        if _is_usable(place.parent) and len(os.fsencode(place)) <= UNIX_PATH_MAX:
             return place
     raise ConfigError([Problem("control.socket", f"must be set: none of {', '.join(map(str, candidates))} can be used")])
 
@@ -149,23 +202,35 @@ def make_control_folder(place: Path, uid: int) -> None:
 
     Where others may make folders too, one that is there is used only if it is the user's own and only he can write to it.
     """
-    folder = place.parent
+    parent = os.open(place.parent.parent, _HOLD_FOLDER)
     try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        shared = folder.parent.stat().st_mode & 0o022
-        if not _is_usable(folder, owner=uid if shared else None):
-            raise PermissionError(errno.EPERM, "belongs to another user, or others may write to it", str(folder)) from None
+        shared = os.fstat(parent).st_mode & 0o022
+        try:
+            os.mkdir(place.parent.name, 0o700, dir_fd=parent)
+        except FileExistsError:
+            status = os.stat(place.parent.name, dir_fd=parent, follow_symlinks=not shared)
+            own = status.st_uid == uid and not status.st_mode & 0o022
+            if not stat.S_ISDIR(status.st_mode) or (shared and not own):
+                raise PermissionError(errno.EPERM, "belongs to another user, or others may write to it", str(place.parent)) from None
+    finally:
+        os.close(parent)
 
 
-def _is_usable(folder: Path, *, owner: int | None) -> bool:
-    """Say whether a socket can be made in a folder, there or not yet; with `owner`, only if nobody else can write to it."""
+def _is_own(folder: Path, uid: int) -> bool:
+    """Say whether a folder is not there yet, or nobody but this user can write to it."""
     try:
-        info = folder.lstat() if owner is not None else folder.stat()
+        info = folder.lstat()
+    except OSError:
+        return True
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == uid and not info.st_mode & 0o022
+
+
+def _is_usable(folder: Path) -> bool:
+    """Say whether a socket can be made in a folder, there or not yet. A first choice: `make_control_folder` has the last word."""
+    try:
+        info = folder.stat()
     except FileNotFoundError:
         return os.access(folder.parent, os.W_OK | os.X_OK)
     except OSError:
-        return False
-    if owner is not None and (info.st_uid != owner or info.st_mode & 0o022):
         return False
     return stat.S_ISDIR(info.st_mode) and os.access(folder, os.W_OK | os.X_OK)
