@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,33 +27,47 @@ class UnreachableError(Exception):
 def call(places: list[Path], request: dict[str, Any], *, timeout: float) -> tuple[dict[str, Any], list[int]]:
     """Ask the first daemon that listens in one of these places; return its answer and the descriptors, which the caller closes.
 
-    Raises UnreachableError.
+    The answer is whole and has come within `timeout` seconds. Raises UnreachableError.
     """
     tried: list[str] = []
     for place in places:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout)
+            until = time.monotonic() + timeout
             try:
                 connection.connect(str(place))
                 connection.sendall(json.dumps(request).encode() + b"\n")
-                return _answer(connection)
-            except (OSError, ValueError) as error:
+                return _answer(connection, until)
+            except (OSError, ValueError, RecursionError) as error:
                 tried.append(f"{place}: {getattr(error, 'strerror', None) or error}")
     raise UnreachableError("; ".join(tried))
 
 
-def _answer(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    data = b""
+def _answer(connection: socket.socket, until: float) -> tuple[dict[str, Any], list[int]]:
     fds: list[int] = []
+    try:
+        answer = json.loads(_line(connection, until, fds))
+        if not isinstance(answer, dict) or "ok" not in answer:
+            raise ValueError("what answers is no daemon of poold's")
+        return answer, fds
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+
+
+def _line(connection: socket.socket, until: float, fds: list[int]) -> bytearray:
+    """Return everything up to the first line's end; its descriptors go into `fds`. Raises OSError, ValueError."""
+    data = bytearray()
     while not data.endswith(b"\n"):
+        connection.settimeout(max(0.001, until - time.monotonic()))
         chunk, ancillary, _, _ = connection.recvmsg(65536, socket.CMSG_SPACE(FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC)
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.extend(struct.unpack(f"{len(payload) // 4}i", payload))
-        if not chunk or len(data) > ANSWER_MAX:
-            for fd in fds:
-                os.close(fd)
-            raise ValueError("the daemon closed the connection without an answer")
         data += chunk
-    answer: dict[str, Any] = json.loads(data)
-    return answer, fds
+        if len(data) > ANSWER_MAX or len(fds) > FDS_MAX:
+            raise ValueError("the answer is longer than a daemon's")
+        if not chunk:
+            raise ValueError("the daemon closed the connection without a whole answer")
+    return data

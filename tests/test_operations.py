@@ -125,13 +125,16 @@ def test_control_socket_is_never_open_to_others(poold: Poold) -> None:
     # Its own listener: a passed one is for the process that strace only starts.
     daemon = poold(settings='[[listener]]\naddress = "tcp://127.0.0.1:0"\n')
     trace = daemon.folder / "trace"
-    wrapper = (strace, "-f", "-o", str(trace), "-e", "trace=bind,chmod,fchmod,fchmodat,umask,listen")
+    wrapper = (strace, "-f", "-o", str(trace), "-e", "trace=bind,chmod,fchmod,fchmodat,chown,fchownat,lchown,listen")
     daemon.start(wrapper=wrapper, laws=False)
     lines = [line.partition(" ")[2].strip() for line in trace.read_text().splitlines()]
     bound = next(index for index, line in enumerate(lines) if line.startswith("bind(") and str(daemon.control) in line)
-    assert any(line.startswith("umask(0777)") for line in lines[:bound])
-    assert "0600" in next(line for line in lines[bound:] if "chmod" in line)
-    assert lines.index(next(line for line in lines[bound:] if line.startswith("listen(")), bound) > bound
+    fd = lines[bound].partition("(")[2].partition(",")[0]
+    assert lines[bound - 1].startswith(f"fchmod({fd}, 000)")
+    # By the descriptor of the file, and only then does it listen.
+    assert lines[bound + 1].startswith('chmod("/proc/self/fd/')
+    assert ", 0600)" in lines[bound + 1]
+    assert lines[bound + 2].startswith(f"listen({fd}, ")
     names = [line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines()[1:] if "@" in line]
     assert not [name for name in names if "poold" in name]
     assert daemon.stop() == 0

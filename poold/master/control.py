@@ -13,13 +13,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from poold.errors import ConfigError
 from poold.log import log
+from poold.master import sockets
 from poold.master.deadlines import Deadline
 from poold.master.loop import Loop
 from poold.master.sockets import Opened
-from poold.rpc import REQUEST_MAX
+from poold.rpc import ANSWER_MAX, REQUEST_MAX
 
+# Clients that have not asked yet, or do not read their answers; the oldest gives way to one more.
 CLIENTS_MAX = 8
+# Clients whose answers are being made.
+WAITING_MAX = 64
+# How long a client may take to ask, and how long to read its answer.
 CLIENT_SECONDS = 5.0
 # How long to leave accept alone when there is no descriptor for a client.
 PAUSE = 0.1
@@ -31,6 +37,11 @@ class Answer:
 
     document: dict[str, Any]
     fds: list[int] = field(default_factory=list)
+
+
+def refusal(error: str) -> Answer:
+    """Return the answer that says no."""
+    return Answer({"ok": False, "error": error})
 
 
 Reply = Callable[[Answer], object]
@@ -48,6 +59,8 @@ class Client:
     # What it has asked for, and its answer is being made; "" before.
     verb: str = ""
     waiting: bool = False
+    # What it has not read yet of its answer.
+    unsent: bytes = b""
 
 
 class Control:
@@ -58,11 +71,20 @@ class Control:
         self._opened = opened
         self._verbs = verbs
         self._clients: list[Client] = []
+        self._pausing: Deadline | None = None
+        # Its file has gone and could not be made again, which has been said.
+        self._missed = False
         opened.socket.setblocking(False)
         self._watch()
 
     def _watch(self) -> None:
+        self._pausing = None
         self._loop.watch(self._opened.socket, self._accept)
+
+    def _pause(self) -> None:
+        """Leave the clients that come alone for a moment."""
+        self._loop.forget(self._opened.socket)
+        self._pausing = self._loop.after(PAUSE, self._watch)
 
     def _accept(self) -> None:
         try:
@@ -72,8 +94,7 @@ class Control:
             return
         except OSError as error:
             log.warning("control_refused", error=error.strerror)
-            self._loop.forget(self._opened.socket)
-            self._loop.after(PAUSE, self._watch)
+            self._pause()
             return
         accepted.setblocking(False)
         _, uid, _ = struct.unpack("3i", accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -81,9 +102,6 @@ class Control:
             log.warning("control_refused", uid=uid)
             accepted.close()
             return
-        silent = [client for client in self._clients if not client.waiting]
-        if len(silent) >= CLIENTS_MAX:
-            self._close(silent[0])
         client = Client(accepted)
         try:
             self._loop.watch(accepted, partial(self._read, client))
@@ -93,6 +111,13 @@ class Control:
             return
         client.deadline = self._loop.after(CLIENT_SECONDS, partial(self._close, client))
         self._clients.append(client)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Close the oldest of too many clients that keep the master waiting."""
+        silent = [client for client in self._clients if not client.waiting]
+        if len(silent) > CLIENTS_MAX:
+            self._close(silent[0])
 
     def _read(self, client: Client) -> None:
         if client not in self._clients:
@@ -105,51 +130,91 @@ class Control:
             # It has gone.
             chunk = b""
         client.request += chunk
+        line, end, _ = client.request.partition(b"\n")
         if not chunk:
             # What it asked for goes on without it.
             self._close(client)
         elif client.waiting:
-            self._answer(client, Answer({"ok": False, "error": "one request a connection"}))
-        elif b"\n" in client.request:
-            self._take(client)
-        elif len(client.request) > REQUEST_MAX:
-            self._answer(client, Answer({"ok": False, "error": f"the request is longer than {REQUEST_MAX} bytes"}))
+            self._answer(client, refusal("one request a connection"))
+        elif len(line) + len(end) > REQUEST_MAX:
+            self._answer(client, refusal(f"the request is longer than {REQUEST_MAX} bytes"))
+        elif end:
+            self._take(client, line)
 
-    def _take(self, client: Client) -> None:
+    def _take(self, client: Client, line: bytes) -> None:
+        if sum(each.waiting for each in self._clients) >= WAITING_MAX:
+            self._answer(client, refusal(f"busy: {WAITING_MAX} others wait for their answers"))
+            return
         client.waiting = True
         if client.deadline is not None:
             client.deadline.cancel()
-        self._ask(client, client.request.partition(b"\n")[0], partial(self._answer, client))
+        self._ask(client, line, partial(self._answer, client))
 
     def _ask(self, client: Client, line: bytes, reply: Reply) -> None:
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
-            reply(Answer({"ok": False, "error": "the request is not a line of JSON"}))
+            reply(refusal("the request is not a line of JSON"))
             return
         verb = request.get("verb") if isinstance(request, dict) else None
         if not isinstance(verb, str) or verb not in self._verbs:
-            reply(Answer({"ok": False, "error": f"no such verb; there are {', '.join(self._verbs)}"}))
+            reply(refusal(f"no such verb; there are {', '.join(self._verbs)}"))
             return
         client.verb = verb
         self._verbs[verb](request, reply)
 
     def _answer(self, client: Client, answer: Answer) -> None:
-        """Send the whole answer or none of it: it fits the buffer of a new connection, or the client does not read."""
-        if client not in self._clients:
-            # It has not waited for it.
+        """Send an answer, with its descriptors; what the client's buffer has no room for is sent as it reads."""
+        if client not in self._clients or client.unsent:
+            # It has not waited for it, or has had another one.
             return
+        client.waiting = False
+        data = json.dumps(answer.document).encode() + b"\n"
+        if len(data) > ANSWER_MAX:
+            data = json.dumps(refusal("the answer is too long; the log has it").document).encode() + b"\n"
         rights = struct.pack(f"{len(answer.fds)}i", *answer.fds)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if answer.fds else []
         try:
-            client.socket.sendmsg([json.dumps(answer.document).encode() + b"\n"], ancillary, socket.MSG_NOSIGNAL)
+            sent = client.socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+            if sent < len(data):
+                self._send_later(client, data[sent:])
+                return
         except OSError as error:
             log.debug("control_unanswered", error=error.strerror)
         self._close(client)
 
+    def _send_later(self, client: Client, unsent: bytes) -> None:
+        """Send the rest of an answer whenever there is room for it, for so long. Raises OSError."""
+        client.unsent = unsent
+        self._loop.forget(client.socket)
+        self._loop.watch(client.socket, partial(self._send, client), writable=True)
+        if client.deadline is not None:
+            client.deadline.cancel()
+        client.deadline = self._loop.after(CLIENT_SECONDS, partial(self._give_up, client))
+        self._make_room()
+
+    def _send(self, client: Client) -> None:
+        if client not in self._clients:
+            return
+        try:
+            sent = client.socket.send(client.unsent, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.debug("control_unanswered", error=error.strerror)
+            self._close(client)
+            return
+        client.unsent = client.unsent[sent:]
+        if not client.unsent:
+            self._close(client)
+
+    def _give_up(self, client: Client) -> None:
+        log.debug("control_unanswered", error="it does not read its answer")
+        self._close(client)
+
     def waiting(self, verb: str) -> int | None:
         """Return the descriptor of the client who has asked for this and whose answer is being made, None when there is none."""
-        return next((client.socket.fileno() for client in self._clients if client.verb == verb), None)
+        return next((client.socket.fileno() for client in self._clients if client.waiting and client.verb == verb), None)
 
     def inherit(self, accepted: socket.socket, verb: str) -> Reply:
         """Take over a client whom the program before has not answered, and return what answers it."""
@@ -171,9 +236,38 @@ class Control:
         self._loop.forget(client.socket)
         client.socket.close()
 
+    def renew(self) -> None:
+        """Make the socket file again if somebody has removed or replaced it: without one nobody could ask for anything."""
+        former = self._opened
+        if former.reachable():
+            self._missed = False
+            return
+        try:
+            opened = sockets.open_control(former.path, patience=0)
+        except ConfigError as error:
+            if not self._missed:
+                self._missed = True
+                log.warning("control_socket_lost", path=former.path, error=str(error.problems[0]), hint="a reload or a scrape tries again")
+            return
+        log.warning("control_socket_lost", path=former.path, hint="it was made again")
+        for _ in range(CLIENTS_MAX):
+            # Who has connected before it was lost.
+            if self._pausing is None:
+                self._accept()
+        self._stop_listening()
+        self._opened = opened
+        opened.socket.setblocking(False)
+        self._watch()
+        former.close()
+
+    def _stop_listening(self) -> None:
+        if self._pausing is not None:
+            self._pausing.cancel()
+        self._loop.forget(self._opened.socket)
+
     def close(self) -> None:
         """Close the control socket and remove its file."""
         for client in list(self._clients):
             self._close(client)
-        self._loop.forget(self._opened.socket)
+        self._stop_listening()
         self._opened.close()

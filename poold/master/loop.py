@@ -54,10 +54,10 @@ class Loop:
         self.holdoff = 0.0
         self.errors = 0
 
-    def watch(self, file: File, callback: Callback) -> None:
-        """Call `callback` whenever the descriptor is readable or at its end. Raises OSError (epoll_ctl(2))."""
+    def watch(self, file: File, callback: Callback, *, writable: bool = False) -> None:
+        """Call `callback` whenever the descriptor is readable, or else `writable`, or at its end. Raises OSError (epoll_ctl(2))."""
         fd = file.fileno()
-        self._epoll.register(fd, select.EPOLLIN)
+        self._epoll.register(fd, select.EPOLLOUT if writable else select.EPOLLIN)
         self._callbacks[fd] = callback
 
     def forget(self, file: File) -> None:

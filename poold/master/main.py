@@ -314,8 +314,7 @@ class Master:
         if self._phase is not Phase.STARTING and self._manager.listens:
             self._manager.status(self._status())
         if parts.exporters.asked():
-            parts.listeners.measure()
-            parts.gauges.measure()
+            parts.look()
         parts.gauges.publish()
         parts.exporters.answer()
 

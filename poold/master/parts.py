@@ -142,6 +142,13 @@ class Parts:
             self.exporters.listener = sockets.open_metrics(config.metrics.listen)
             log.info("metrics_listening", address=sockets.address(self.exporters.listener.socket))
 
+    def look(self) -> None:
+        """Find out what nobody tells: how full the kernel's queues are, which socket file has gone, what this process has used."""
+        self.listeners.measure()
+        if self.control is not None:
+            self.control.renew()
+        self.gauges.measure()
+
     def close(self) -> None:
         """Close every socket, and remove the socket files that are ours."""
         self.listeners.close()

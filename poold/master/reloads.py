@@ -109,6 +109,8 @@ class Reloads:
     def _begin(self, told: Told, *, dry: bool) -> None:
         reload = self._running = Reload(told, dry)
         log.info("reload_started", file=self._file or "built-in defaults", dry_run=dry or None)
+        if self._parts.control is not None:
+            self._parts.control.renew()
         if not dry:
             self.on_begin()
         try:
