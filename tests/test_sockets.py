@@ -1,7 +1,6 @@
 """Listening sockets: what clients do to them before they are accepted, and what is wrong with an address or a passed descriptor."""
 
 import contextlib
-import fcntl
 import json
 import os
 import queue
@@ -19,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support import DEADLINE, Client, Daemon, alive, descendants, eventually, free_port, open_files
-from tests.wirekit import frozen, gone, inside, listening, port_of, spares, state, stays
+from tests.wirekit import frozen, gone, inside, listening, port_of, spares, state
 
 Poold = Callable[..., Daemon]
 
@@ -256,6 +255,8 @@ def test_socket_file_that_is_in_use(poold: Poold, tmp_path: Path) -> None:
     text = refused_start(poold(options={"control.socket": str(first.control)}))
     assert f"cannot listen on {first.control}: another process listens there" in text
     assert path.stat().st_ino == inode
+    # Nor was it asked by a connection that it would have had to serve.
+    assert first.metrics().total("poold_connections_accepted_total") == 0
     with Client(str(path)) as client:
         assert client.ask("echo mine") == "mine"
     assert first.ask("status")["phase"] == "running"
@@ -298,22 +299,6 @@ def test_socket_file_that_was_removed(poold: Poold, tmp_path: Path) -> None:
     path.unlink()
     daemon.control.unlink()
     assert daemon.stop() == 0
-
-
-def test_folder_that_is_locked_for_a_moment(poold: Poold, tmp_path: Path) -> None:
-    """Two daemons that make their socket files in one folder at the same moment both start: one waits for the other."""
-    daemon = poold(settings=listener(f"unix://{tmp_path}/service.sock", "local"))
-    fd = os.open(tmp_path, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        daemon.start(wait=False)
-        daemon.event("starting")
-        stays(lambda: daemon.process is not None and daemon.process.poll() is None, "it waits", seconds=0.3)
-    finally:
-        os.close(fd)
-    daemon.ready()
-    with Client(f"{tmp_path}/service.sock") as client:
-        assert client.ask("echo here") == "here"
 
 
 @pytest.fixture
