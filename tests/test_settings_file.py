@@ -77,6 +77,78 @@ def test_root_looks_through_a_link(away: Path) -> None:
     assert find(None, {})[0] is None
 
 
+@as_root
+@pytest.mark.parametrize("way", ["link", "folder above", "link in a shared folder"])
+def test_everybody_on_the_way_has_a_say(away: Path, way: str) -> None:
+    """Who may write to any folder in which a name of the path is looked up decides what is read, also where the file is root's."""
+    (away / "safe").mkdir()
+    (away / "safe" / "poold.toml").write_text("# root's")
+    (away / "home").mkdir()
+    match way:
+        case "link":
+            (away / "home" / "x.toml").symlink_to(away / "safe" / "poold.toml")
+            (away / "poold.toml").symlink_to("home/x.toml")
+            os.chown(away / "home", 12345, 0)
+            named, who = "poold.toml", f"{away}/home does not belong to root"
+        case "folder above":
+            (away / "home" / "conf").mkdir()
+            (away / "home" / "conf" / "poold.toml").write_text("# root's")
+            (away / "home").chmod(0o777)
+            named, who = "home/conf/poold.toml", f"others may write to {away}/home"
+        case _:
+            (away / "home").chmod(0o1777)
+            (away / "home" / "x.toml").symlink_to(away / "safe" / "poold.toml")
+            os.chown(away / "home" / "x.toml", 12345, 0, follow_symlinks=False)
+            named, who = "home/x.toml", f"{away}/home/x.toml does not belong to root"
+    assert (away / named, b"# root's", (f"{who}: whoever writes it decides what poold runs as root",)) == find(named, {})
+    if way == "link":
+        assert find(None, {})[0] is None
+
+
+@as_root
+def test_the_file_that_was_looked_at_is_the_one_that_is_read(away: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that takes the place of root's after the look is not the one that is read."""
+    (away / "poold.toml").write_text("# root's")
+    (away / "other.toml").write_text("# another's")
+    os.chown(away / "other.toml", 12345, 0)
+    look = subject._follow
+
+    def quicker(path: Path) -> tuple[int, str]:
+        found = look(path)
+        (away / "other.toml").rename(away / "poold.toml")
+        return found
+
+    monkeypatch.setattr(subject, "_follow", quicker)
+    assert (away / "poold.toml", b"# root's", ()) == find(None, {})
+    assert (away / "poold.toml").stat().st_uid == 12345
+
+
+def test_a_path_that_leads_round_in_a_circle(tmp_path: Path) -> None:
+    """Links that lead to each other are no file, however many there are."""
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(ConfigError) as caught:
+        find(str(tmp_path / "a"), {})
+    assert caught.value.problems == [Problem("", "cannot be read: too many levels of symbolic links")]
+
+
+def test_a_file_that_has_no_path(tmp_path: Path) -> None:
+    """What /dev/stdin and its like lead to is read, also when no path leads to it any more."""
+    (tmp_path / "x.toml").write_text("# here")
+    with (tmp_path / "x.toml").open() as opened:
+        (tmp_path / "x.toml").unlink()
+        assert find(f"/proc/self/fd/{opened.fileno()}", {})[1] == b"# here"
+
+
+def test_parents_and_folders_behind_links(tmp_path: Path) -> None:
+    """ ".." is the parent of the folder that a link leads to, as for the kernel."""
+    (tmp_path / "far" / "folder").mkdir(parents=True)
+    (tmp_path / "far" / "x.toml").write_text("# far")
+    (tmp_path / "x.toml").write_text("# near")
+    (tmp_path / "link").symlink_to("far/folder")
+    assert find(f"{tmp_path}/link/../x.toml", {})[1] == b"# far"
+
+
 def test_another_user_reads_his_file(away: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who is not root may share a file with whom he likes."""
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
@@ -209,6 +281,22 @@ def test_a_folder_laid_by_somebody_else_is_not_used(places: Mapping[str, Path], 
     with pytest.raises(ConfigError) as caught:
         control_path(None, {}, os.geteuid())
     assert [problem.key for problem in caught.value.problems] == ["control.socket"]
+
+
+@as_root
+def test_a_private_folder_of_somebody_else_is_not_asked(places: Mapping[str, Path]) -> None:
+    """A command does not ask in a private folder that somebody else has laid: he would answer."""
+    assert control_candidates({}, os.geteuid())[-1].parent == places["private"]
+    mkdir_for_another(places["private"])
+    assert [place.parent for place in control_candidates({}, os.geteuid())] == [places["system"]]
+
+
+def test_no_temporary_file_is_made(places: Mapping[str, Path], tmp_path: Path) -> None:
+    """To find the places nothing is tried out; $TMPDIR counts, unless it is relative, and need not be there."""
+    before = set(tmp_path.rglob("*"))
+    assert control_candidates({"TMPDIR": "/nowhere"}, 7)[-1] == Path("/nowhere/poold-7/control.sock")
+    assert control_candidates({"TMPDIR": "nowhere"}, os.geteuid())[-1].parent == places["private"]
+    assert set(tmp_path.rglob("*")) == before
 
 
 def test_a_place_with_too_long_a_path_is_passed_over(places: Mapping[str, Path]) -> None:

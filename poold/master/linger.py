@@ -25,7 +25,11 @@ class Linger:
         self._open: dict[Wire, Deadline] = {}
 
     def refuse(self, refused: Wire, message: bytes) -> None:
-        """Send the message and end the connection in peace; owns the socket from here on."""
+        """Send the message and end the connection in peace; owns the socket from here on.
+
+        A message of settings (1 KiB at most) is sent whole or not at all: the empty buffer of a new connection has room for it (the
+        least that tcp_wmem and SO_SNDBUF can be set to is 4 KiB: tcp(7), socket(7)).
+        """
         refused.setblocking(False)
         try:
             if message:
