@@ -37,7 +37,8 @@ class Bench:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.loop = Loop(Inbox(), lambda signals: None, lambda: None)
+        self._inbox = Inbox()
+        self.loop = Loop(self._inbox, lambda signals: None, lambda: None)
         # What is not ready is not waited for.
         self.loop.eager = True
         self.asked: list[tuple[dict[str, Any], Reply]] = []
@@ -78,6 +79,8 @@ class Bench:
     def close(self) -> None:
         self.control.close()
         self.loop.close()
+        for end in (self._inbox._reader, self._inbox._writer):
+            end.close()
         os.close(self.shown)
 
 

@@ -141,7 +141,7 @@ def test_a_file_that_has_no_path(tmp_path: Path) -> None:
 
 
 def test_parents_and_folders_behind_links(tmp_path: Path) -> None:
-    """ ".." is the parent of the folder that a link leads to, as for the kernel."""
+    """A name ".." is the parent of the folder that a link leads to, as for the kernel."""
     (tmp_path / "far" / "folder").mkdir(parents=True)
     (tmp_path / "far" / "x.toml").write_text("# far")
     (tmp_path / "x.toml").write_text("# near")

@@ -30,7 +30,7 @@ from poold.scoreboard import SLOTS, Counters, Table, keep_size, read_only, share
 from poold.settings.config import Config, People
 from poold.words import Kind
 
-# How long a start waits for another one that replaces the same socket file.
+# How long a start waits for another one that makes the same socket file.
 LOCK_PATIENCE = 5.0
 
 

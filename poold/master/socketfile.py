@@ -46,8 +46,8 @@ def make(listening: socket.socket, path: str, rights: Rights, *, patience: float
     """Bind a socket to a file of its own and give it its rights; return the file, NOWHERE where somebody has replaced it meanwhile.
 
     To be called before listen(): until then the kernel lets nobody connect, whatever the file's rights are (connect(2), ECONNREFUSED).
-    A file that no socket is bound to any more is replaced; `patience` is how many seconds another poold may be at that. Raises
-    OSError; EADDRINUSE where another process has its socket there.
+    A file that no socket is bound to any more is replaced. `patience` is how many seconds another poold may be at the same file.
+    Raises OSError; EADDRINUSE where another process has its socket there.
     """
     # The file gets the mode of the socket, less the umask (unix_bind_bsd in net/unix/af_unix.c). None at all is what it is known by.
     os.fchmod(listening.fileno(), 0)
@@ -171,28 +171,15 @@ def _is_newborn(fd: int, listening: socket.socket) -> bool:
 
 
 def _bind(listening: socket.socket, path: str, patience: float) -> None:
+    folder, name = os.path.split(path)
+    fd = os.open(folder, _HOLD_FOLDER)
     try:
-        listening.bind(path)
-        return
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-    name = os.path.basename(path)
-    folder = os.open(os.path.dirname(path), _HOLD_FOLDER)
-    try:
-        with _locked(folder, name, patience):
-            _remove_stale(folder, name)
-            # Another start may have been quicker: it needs no lock where there is nothing to replace.
-            try:
-                listening.bind(path)
-            except OSError as error:
-                raise _in_use() if error.errno == errno.EADDRINUSE else error from None
+        # Also where there is nothing to remove: the file is there a moment before the socket is bound to it, and looks stale.
+        with _locked(fd, name, patience):
+            _remove_stale(fd, name)
+            listening.bind(path)
     finally:
-        os.close(folder)
-
-
-def _in_use() -> OSError:
-    return OSError(errno.EADDRINUSE, "another process listens there")
+        os.close(fd)
 
 
 def _remove_stale(folder: int, name: str) -> None:
@@ -204,8 +191,10 @@ def _remove_stale(folder: int, name: str) -> None:
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
             raise FileExistsError(errno.EEXIST, "the path exists and is not a socket")
         if _is_bound(fd):
-            raise _in_use()
-        os.unlink(name, dir_fd=folder)
+            raise OSError(errno.EADDRINUSE, "another process listens there")
+        # One that was just ending has removed it itself.
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=folder)
     finally:
         os.close(fd)
 
@@ -229,7 +218,7 @@ def _is_bound(fd: int) -> bool:
 
 @contextmanager
 def _locked(folder: int, name: str, patience: float) -> Iterator[None]:
-    """Let one poold at a time replace a socket file, by the lock of a file beside it that is removed at the end.
+    """Let one poold at a time make or replace a socket file, by the lock of a file beside it that is removed at the end.
 
     Not of the folder, which anybody can lock who can list it (flock(2)); this file only its owner can open. Raises BlockingIOError when
     another poold holds it for longer than `patience` seconds.

@@ -47,7 +47,7 @@ class Opened:
 def open_listener(listener: Listener, passed: Mapping[str, list[socket.socket]], *, patience: float = 0.0) -> list[Opened]:
     """Open what a `[[listener]]` asks for; only a service manager may have passed several. Raises ConfigError naming the address.
 
-    `patience` is how many seconds another poold may be replacing the same socket file.
+    `patience` is how many seconds another poold may be making the same socket file.
     """
     address = listener.address
     try:
