@@ -31,7 +31,14 @@ class Orders:
         self.send: Callable[[bytes, int, int | None], Child] | None = None
         # Told that a worker has said something.
         self.on_readable: Callable[[Child], object] = lambda child: None
+        # Told of a mold that no worker came of, and whether that is the first time since one did.
+        self.on_failed: Callable[[Child, bool], object] = lambda mold, first: None
         self.stopping = False
+
+    def begin_anew(self, send: Callable[[bytes, int, int | None], Child]) -> None:
+        """Send orders to another mold: what was held back because of the one before is tried at once."""
+        self.send = send
+        self._births.throttle.retry()
 
     def left(self) -> int:
         """Return how many may be placed now: the cap, and no failure to recover from."""
@@ -84,14 +91,16 @@ class Orders:
         child = self._births.answered(slot, incarnation, pid, number)
         if child is not None:
             self.forget(child)
-            self._failed(number, "the mold cannot clone")
+            self._failed(number, "the mold cannot clone", child.mold)
 
-    def stillborn(self) -> None:
+    def stillborn(self, child: Child) -> None:
         """Slow down after a worker that died before it was ready."""
-        self._failed(0, "a worker died before it was ready")
+        self._failed(0, "a worker died before it was ready", child.mold)
 
-    def _failed(self, number: int, why: str) -> None:
-        self._births.failed(self._loop.clock(), number=number, why=why)
+    def _failed(self, number: int, why: str, mold: Child | None = None) -> None:
+        first = self._births.failed(self._loop.clock(), number=number, why=why)
+        if mold is not None:
+            self.on_failed(mold, first)
         # The loop turns again once births may be tried again.
         self._loop.at(self._births.throttle.until, lambda: None)
 
@@ -110,4 +119,4 @@ class Orders:
             self._ladder.expel(child, Failure.STILLBORN)
         else:
             self.forget(child)
-            self._failed(0, "an ordered worker never appeared")
+            self._failed(0, "an ordered worker never appeared", child.mold)

@@ -90,7 +90,7 @@ class Parts:
         self.births = births = Births(table, counters)
         self.handover = handover = HandOver(current=current, loop=loop, table=table, sessions=sessions, counters=counters, ladder=ladder)
         self.activities = activities = memories.activities
-        orders = Orders(current=current, loop=loop, table=table, births=births, ladder=ladder, activities=activities)
+        self.orders = orders = Orders(current=current, loop=loop, table=table, births=births, ladder=ladder, activities=activities)
         self.pool = pool = Pool(current=current, loop=loop, table=table, births=births, orders=orders, handover=handover, ladder=ladder)
         self.reaper = Reaper(
             loop=loop,
@@ -123,8 +123,9 @@ class Parts:
         self._introduce()
 
     def _introduce(self) -> None:
-        """Tell the reaper who knows what about which kind."""
+        """Tell the reaper who knows what about which kind, and the molds' keeper which mold is of no use."""
         self.reaper.hear_out[Kind.MOLD] = self.molds.hear_out
+        self.orders.on_failed = self.molds.failing
         self.reaper.on_exit = {Kind.MOLD: self.molds.exited, Kind.EXPORTER: self.exporters.exited}
 
     def open(self, *, passed: Mapping[str, list[socket.socket]], store: Store, control_path: str, verbs: Mapping[str, Verb]) -> None:

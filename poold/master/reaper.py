@@ -159,6 +159,6 @@ class Reaper:
         self._table.remove(child)
         log.debug("child_reaped", kind=child.kind, pid=exit.pid, status=exit.status, cause=cause)
         if failure is Failure.STILLBORN and child.kind is Kind.WORKER:
-            self._orders.stillborn()
+            self._orders.stillborn(child)
         if child.kind in self.on_exit:
             self.on_exit[child.kind](child, exit)
