@@ -28,7 +28,8 @@ def found(text: str) -> dict[str, str]:
 
 def prepared(text: str) -> Config:
     """Return the settings of a text, if this machine lacks nothing for them."""
-    return prepare(text.encode(), FILE, environ=ENVIRON)
+    served = "" if "[server]" in text else '\n[server]\nhandler = "mypackage.chat:serve"\n'
+    return prepare((text + served).encode(), FILE, environ=ENVIRON)
 
 
 def problems(text: str) -> list[Problem]:

@@ -11,10 +11,8 @@ from poold.master.children import Child, ChildTable
 from poold.master.current import Current
 from poold.master.ladder import Ladder
 from poold.master.loop import Loop
+from poold.settings.descriptors import BIRTHS_MAX
 from poold.words import Failure, Kind
-
-# Births under way at one time: more would only queue up in the mold.
-BIRTHS_MAX = 64
 
 
 class Orders:
@@ -47,6 +45,10 @@ class Orders:
             return 0
         below_cap = self._current.config.pool.max_children - self._table.workers
         return max(0, min(below_cap, BIRTHS_MAX - len(self._births.open)))
+
+    def crowded(self) -> bool:
+        """Say whether as many births are under way as may be at one time."""
+        return len(self._births.open) >= BIRTHS_MAX
 
     def coming(self) -> int:
         """Return how many workers are on their way that will serve: those of older settings leave as soon as they are ready."""

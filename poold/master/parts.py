@@ -27,7 +27,7 @@ from poold.master.state import StateDocument
 from poold.master.store import Store
 from poold.pages import PAGE, Phase
 from poold.scoreboard import SLOTS, Counters, Table, keep_size, read_only, shared_memory
-from poold.settings.config import Config, People
+from poold.settings.config import Config
 from poold.words import Kind
 
 # How long a start waits for another one that makes its socket files in the same folder.
@@ -76,10 +76,8 @@ def _limits(config: Config, inherited: StateDocument | None) -> tuple[int, int]:
 class Parts:
     """Everything the master is made of, but its own phase."""
 
-    def __init__(
-        self, config: Config, people: People, loop: Loop, environ: Mapping[str, str], inherited: StateDocument | None = None
-    ) -> None:
-        self.current = current = Current(config, people, 1 if inherited is None else inherited.generation + 1)
+    def __init__(self, current: Current, loop: Loop, environ: Mapping[str, str], inherited: StateDocument | None = None) -> None:
+        self.current = current
         self.loop = loop
         self.memories = memories = share(inherited)
         self.counters = counters = memories.counters
@@ -105,7 +103,7 @@ class Parts:
         )
         self.linger = Linger(loop)
         self.listeners = Listeners(loop=loop, counters=counters)
-        self.launcher = launcher = spawn.Launcher(environ, _limits(config, inherited))
+        self.launcher = launcher = spawn.Launcher(environ, _limits(current.config, inherited))
         self.molds = Molds(
             current=current,
             loop=loop,
