@@ -40,15 +40,15 @@ class Orders:
 
     def left(self) -> int:
         """Return how many may be placed now: the cap, and no failure to recover from."""
-        throttle = self._births.throttle
-        if self.stopping or self.send is None or (throttle.delay and not throttle.open(self._loop.clock())):
+        if self.held_back():
             return 0
         below_cap = self._current.config.pool.max_children - self._table.workers
         return max(0, min(below_cap, BIRTHS_MAX - len(self._births.open)))
 
-    def crowded(self) -> bool:
-        """Say whether as many births are under way as may be at one time."""
-        return len(self._births.open) >= BIRTHS_MAX
+    def held_back(self) -> bool:
+        """Say whether none may be placed because something is lacking: a mold, or the last failure is not long enough ago."""
+        throttle = self._births.throttle
+        return self.stopping or self.send is None or (throttle.delay > 0 and not throttle.open(self._loop.clock()))
 
     def coming(self) -> int:
         """Return how many workers are on their way that will serve: those of older settings leave as soon as they are ready."""

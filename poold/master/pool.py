@@ -75,11 +75,11 @@ class Pool:
     def accepts(self) -> bool:
         """Say whether to accept one more connection: to give it a worker, or to refuse it.
 
-        Nobody is refused for want of time alone: while there are slots, and as many births under way as may be, newcomers wait.
+        Nobody is refused for want of time alone: while there are slots, and as many births under way as may be, newcomers stay queued.
         """
         if self.has_room():
             return True
-        return self._current.config.pool.when_full is WhenFull.REFUSE and (self.full() or not self._orders.crowded())
+        return self._current.config.pool.when_full is WhenFull.REFUSE and (self.full() or self._orders.held_back())
 
     def wants_spares(self) -> bool:
         """Say whether there is something to order when nothing else is to be done."""
