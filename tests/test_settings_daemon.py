@@ -142,7 +142,7 @@ def test_options_nested_without_an_end(poold: Poold, kind: str, depth: int) -> N
     for command in (("check",), ("reload", "--socket", str(daemon.control))):
         refused = daemon.cli(*command)
         assert refused.returncode == 1
-        assert any(words in refused.stderr for words in ("can be nested 32 deep", "nested too deeply", "more than 100 parts"))
+        assert any(words in refused.stderr for words in ("can be nested 32 deep", "nested too deeply", "more than 40 parts"))
         assert "Traceback" not in refused.stderr
     assert daemon.metrics()["poold_loop_errors_total"] == 0
 

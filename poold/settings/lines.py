@@ -30,7 +30,7 @@ _QUOTED = (('"""', _LONG_BASIC), ("'''", _LONG_LITERAL), ('"', _BASIC), ("'", _L
 _WORD_OR_MARK = re.compile(r"[A-Za-z0-9_-]+|[^#\"'A-Za-z0-9_-]+")
 _COMMENT = re.compile(r"#[^\n]*")
 # A key of more parts than this is no settings file's, and tomllib takes a time for it that grows with their square.
-KEY_PARTS_MAX = 100
+KEY_PARTS_MAX = 40
 _ENDLESS_KEY = re.compile(
     r"(?:(?>[A-Za-z0-9_-]+|\"[^\"\\\n]*(?:\\.[^\"\\\n]*)*\"|'[^'\n]*')[ \t]*\.[ \t]*){%d}" % KEY_PARTS_MAX  # noqa: UP031 # braces
 )
