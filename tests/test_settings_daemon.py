@@ -107,9 +107,9 @@ def test_root_with_a_command(poold: Poold) -> None:
 def test_more_open_files_than_the_limit_allows(poold: Poold) -> None:
     """Settings that need more open files than the hard limit allows are refused by check, reload and upgrade, with key and line."""
     daemon = poold().start(prelude=lowered(512))
-    daemon.write(options={"pool.max_children": 5000, "pool.max_spare": 2000})
-    line = daemon.config.read_text().splitlines().index("max_spare = 2000") + 1
-    said = f"{daemon.config}: line {line}: pool.max_spare: "
+    daemon.write(options={"pool.max_children": 5000})
+    line = daemon.config.read_text().splitlines().index("max_children = 5000") + 1
+    said = f"{daemon.config}: line {line}: pool.max_children: "
     program = f"{lowered(512)}; from poold.cli import main; raise SystemExit(main(['check']))"
     checked = subprocess.run([sys.executable, "-c", program], cwd=daemon.folder, capture_output=True, text=True, check=False)
     assert (checked.returncode, said in checked.stderr, "the hard limit is 512" in checked.stderr) == (1, True, True)
@@ -117,18 +117,21 @@ def test_more_open_files_than_the_limit_allows(poold: Poold) -> None:
     for command in (("reload", "--dry-run"), ("reload",), ("upgrade",)):
         refused = daemon.cli(*command, "--socket", str(daemon.control))
         assert (refused.returncode, said in refused.stderr) == (1, True)
-    daemon.write(options={"pool.max_children": 5000, "pool.connections_per_child": 0})
-    assert "pool.max_children: " in daemon.cli("reload", "--dry-run").stderr
+    command = {"server.handler": None, "server.command": ["cat"], "pool.max_children": 5000, "pool.max_spare": 2000}
+    daemon.write(options=command)
+    assert "pool.max_spare: " in daemon.cli("reload", "--dry-run", "--socket", str(daemon.control)).stderr
+    daemon.write(options={**command, "pool.connections_per_child": 0})
+    assert "pool.max_children: " in daemon.cli("reload", "--dry-run", "--socket", str(daemon.control)).stderr
     with daemon.connect() as client:
         assert client.ask("echo untouched") == "untouched"
 
 
 def test_start_beyond_the_limit(poold: Poold) -> None:
     """A start says with key and line that it needs more open files than it may have."""
-    daemon = poold(options={"pool.max_children": 5000, "pool.max_spare": 2000})
+    daemon = poold(options={"pool.max_children": 5000})
     daemon.start(wait=False, prelude=lowered(512))
     assert daemon.wait() == 1
-    assert "pool.max_spare: " in daemon.log.read_text()
+    assert "pool.max_children: " in daemon.log.read_text()
     assert f"{daemon.config}: line " in daemon.log.read_text()
 
 
