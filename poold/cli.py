@@ -101,6 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace, inbox: "Inbox", passed: list[tuple[str, int]], origin: dict[str, str]) -> int:
     # Not needed by the commands that only ask.
+    from poold.master.current import Current
     from poold.master.main import Master
     from poold.settings import apart, config, file
 
@@ -114,15 +115,22 @@ def _run(arguments: argparse.Namespace, inbox: "Inbox", passed: list[tuple[str, 
         if settings.control.socket is None:
             file.make_control_folder(control, os.geteuid())
         log.configure(format=settings.log.format, level=settings.log.level)
+        # A file that was named is cautioned against by both.
+        warnings = tuple(dict.fromkeys((*warnings, *verdict["warnings"])))
         for warning in warnings:
             log.warning("settings_warning", message=warning)
         log.info("settings_read", file=found or "built-in defaults")
         # From here on nothing depends on where it was started, or on who may write there.
         os.chdir("/")
         os.umask(0o077)
-        people = config.People(**verdict["people"])
         return Master(
-            settings, people, inbox=inbox, passed=passed, file=found, control=str(control), environ=os.environ, origin=origin
+            Current(settings, config.People(**verdict["people"]), warnings=warnings),
+            inbox=inbox,
+            passed=passed,
+            file=found,
+            control=str(control),
+            environ=os.environ,
+            origin=origin,
         ).run()
     except (ConfigError, OSError, LookupError) as error:
         return _refuse(error)

@@ -77,6 +77,7 @@ def summary(view: View) -> dict[str, Any]:
         "refused": {reason: cells[cell] for reason, cell in board.REFUSED.items()},
         "ended": {cause: cells[cell] for cause, cell in board.ENDED.items()},
         "reloads": {result: cells[cell] for result, cell in board.RELOADS.items()},
+        "warnings": list(view.state.get("warnings", ())),
         "last_reload": {
             "successful": bool(cells[board.RELOAD_SUCCESSFUL]),
             "applied_at": cells[board.RELOAD_SUCCESS_AT] / 1e6,
@@ -103,6 +104,7 @@ def status(view: View, *, as_json: bool) -> str:
         ("reloads", _counts(facts["reloads"])),
         ("last reload", "applied" if facts["last_reload"]["successful"] else "refused"),
     ]
+    lines += [("warning", printable(text)) for text in facts["warnings"]]
     for listener in facts["listeners"]:
         address = listener["address"] or "closed"
         name = "" if listener["name"] == address else f"{printable(listener['name'])}, "

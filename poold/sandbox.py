@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 from os import getppid
+from sys import byteorder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
@@ -23,6 +24,11 @@ _SIGTERM, _SIGKILL = int(signal.SIGTERM), int(signal.SIGKILL)
 # Looked up once, before any clone. PyDLL, because a call that keeps the interpreter's lock touches less, and prctl does not wait. Small
 # numbers go as they are: an object of ctypes for each would be made and thrown away at each call.
 _prctl = ctypes.PyDLL(None, use_errno=True).prctl
+
+# capset(2): version 3 of the interface, this process; effective, permitted and inheritable sets, in two words each.
+_capset = ctypes.PyDLL(None, use_errno=True).capset
+_CAPABILITY_HEAD = (0x20080522).to_bytes(4, byteorder) + bytes(4)
+_NO_CAPABILITIES = bytes(24)
 
 
 def _failure() -> OSError:
@@ -50,10 +56,20 @@ def become(*, uid: int, gid: int, groups: Sequence[int]) -> None:
 
 
 def become_identity(identity: dict[str, Any] | None) -> bool:
-    """Do `become` for an identity as it crosses a process boundary; say whether it was another one. None is whoever this process is."""
+    """Do `become` for an identity as it crosses a process boundary; say whether it was another one. None is whoever this process is.
+
+    Who is not root has no capability afterwards, not one to inherit either, which a change of user does not take away (capabilities(7)).
+    """
     if identity is None:
         return False
     uid, gid, groups = identity["uid"], identity["gid"], identity["groups"]
+    changed = _become_another(uid, gid, groups)
+    if uid != 0 and _capset(_CAPABILITY_HEAD, _NO_CAPABILITIES):
+        raise _failure()
+    return changed
+
+
+def _become_another(uid: int, gid: int, groups: Sequence[int]) -> bool:
     if os.getresuid() == (uid, uid, uid) and os.getresgid() == (gid, gid, gid) and set(os.getgroups()) == set(groups):
         return False
     become(uid=uid, gid=gid, groups=groups)

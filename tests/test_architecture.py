@@ -88,10 +88,12 @@ def test_imports_have_no_cycle() -> None:
 
 
 def calls(path: Path) -> Iterator[str]:
-    """Yield every dotted name that a module calls."""
+    """Yield every name, dotted or not, that a module calls."""
     for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
             yield f"{node.func.value.id}.{node.func.attr}"
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            yield node.func.id
 
 
 # The calls that can hurt, and the only modules that make them.
@@ -108,7 +110,15 @@ HURTING = {
         "poold.exporter.main",
     },
     r"os\.(kill|killpg)": {"poold.master.ladder", "poold.master.probe"},
-    r"os\.(wait\w*)": {"poold.master.reaper", "poold.master.births", "poold.master.probe", "poold.mold.clone", "poold.settings.apart"},
+    r"os\.(wait\w*)": {
+        "poold.master.reaper",
+        "poold.master.tracees",  # stops, which are no exits
+        "poold.master.births",
+        "poold.master.probe",
+        "poold.mold.clone",
+        "poold.settings.apart",
+    },
+    r"(\w+\.)?_?ptrace": {"poold.master.tracees"},
     # The loop's holding off; an observer that waits for its scout.
     r"time\.sleep": {"poold.exporter.main", "poold.master.loop", "poold.mold.scout"},
     r"threading\.\w+": {"poold.exporter.main"},

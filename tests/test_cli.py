@@ -83,8 +83,9 @@ def test_check_imports_the_handler(tmp_path: Path) -> None:
 
 def test_settings_by_environment_and_by_folder(tmp_path: Path) -> None:
     """$POOLD_CONFIG names the settings; without it, poold.toml in the working directory is used."""
-    (tmp_path / "poold.toml").write_text("[pool]\nmax_children = 5\n")
-    (tmp_path / "other.toml").write_text("[pool]\nmax_children = 6\n")
+    served = '[server]\nhandler = "poold.handlers.echo:serve"\n'
+    (tmp_path / "poold.toml").write_text(f"{served}[pool]\nmax_children = 5\n")
+    (tmp_path / "other.toml").write_text(f"{served}[pool]\nmax_children = 6\n")
     assert tomllib.loads(run("check", "--print", folder=tmp_path).stdout)["pool"]["max_children"] == 5
     done = run("check", "--print", folder=tmp_path, POOLD_CONFIG="other.toml")
     assert tomllib.loads(done.stdout)["pool"]["max_children"] == 6

@@ -72,7 +72,7 @@ def test_new_handler_code_is_live(poold: Poold, tmp_path: Path) -> None:
         ("[pool\n", "line 1"),
         ("[pool]\nmax_childern = 3\n", "line 2: pool.max_childern: unknown key; did you mean max_children?"),
         ("[pool]\nmax_children = true\n[timeouts]\nkill = -1\n", "line 4: timeouts.kill"),
-        ('[server]\nuser = "no-such-user"\n', "no-such-user"),
+        ('[server]\nhandler = "poold.handlers.echo:serve"\nuser = "no-such-user"\n', "no-such-user"),
         ('[[listener]]\naddress = "tcp://192.0.2.77:7"\n', "cannot listen on tcp://192.0.2.77:7"),
         ('[server]\nhandler = "nowhere:serve"\n', "No module named 'nowhere'"),
         ('[control]\nsocket = "/run/other.sock"\n', "cannot be changed by a reload"),
@@ -92,6 +92,7 @@ def test_bad_settings_change_nothing(poold: Poold, settings: str, words: str) ->
         kept = {
             "control": f'[control]\nsocket = "{daemon.control}"\n',
             "metrics": f'[metrics]\nlisten = "tcp://127.0.0.1:{daemon.metrics_port}"\n',
+            "server": '[server]\nhandler = "poold.handlers.echo:serve"\n',
         }
         daemon.config.write_text(settings + "".join(text for table, text in kept.items() if f"[{table}]" not in settings))
         told = daemon.cli("reload", "--socket", str(daemon.control))
@@ -176,7 +177,8 @@ def test_settings_that_others_may_write(poold: Poold) -> None:
     daemon = poold().start()
     daemon.config.chmod(0o666)
     assert daemon.cli("reload", "--socket", str(daemon.control)).returncode == 0
-    assert "others may write" in daemon.event("settings_warning")["message"]
+    daemon.event("reload_applied")
+    assert [event for event in daemon.events("settings_warning") if "others may write" in event["message"]]
 
 
 def test_threads_at_import_come_in_through_the_fallback(poold: Poold) -> None:

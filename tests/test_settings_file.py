@@ -214,9 +214,10 @@ def test_reading_leaves_no_descriptor_open(tmp_path: Path) -> None:
 def test_a_file_of_the_greatest_size_is_read(tmp_path: Path) -> None:
     """A file of 1 MiB is whole in what is returned."""
     file = tmp_path / "x.toml"
-    file.write_bytes(b"#" * (1 << 20))
+    served = b"[server]\nhandler = 'mypackage.chat:serve'\n"
+    file.write_bytes(served + b"#" * ((1 << 20) - len(served)))
     loaded = read(str(file), {})
-    assert (file, file.read_bytes(), ()) == (loaded.file, loaded.text, loaded.warnings)
+    assert (file, file.read_bytes()) == (loaded.file, loaded.text)
 
 
 @pytest.fixture

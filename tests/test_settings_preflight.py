@@ -4,6 +4,8 @@ import grp
 import os
 import pwd
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 from poold.address import Address
 from poold.errors import ConfigError, Problem
+from poold.master import sockets
 from poold.settings.fields import shown
 from poold.settings.judge import check, effective, load, prepare, resolve
 from poold.settings.schema import Config
@@ -28,7 +31,8 @@ def found(text: str) -> dict[str, str]:
 
 def prepared(text: str) -> Config:
     """Return the settings of a text, if this machine lacks nothing for them."""
-    return prepare(text.encode(), FILE, environ=ENVIRON)
+    served = "" if "[server]" in text else '\n[server]\nhandler = "mypackage.chat:serve"\n'
+    return prepare((text + served).encode(), FILE, environ=ENVIRON)
 
 
 def problems(text: str) -> list[Problem]:
@@ -251,3 +255,110 @@ def test_localhost_is_this_machine() -> None:
     """The real resolver is asked for one literal address."""
     address = resolve(load(b'[[listener]]\naddress = "tcp://localhost:1"', FILE)).listeners[0].address
     assert address.host in ("127.0.0.1", "::1")
+
+
+# What could not be bound together, known without binding.
+
+BESIDE = [
+    ("tcp://[::]:80", "tcp://127.0.0.1:80", True),
+    ("tcp://[::]:80", "tcp://0.0.0.0:80", True),
+    ("tcp://0.0.0.0:80", "tcp://127.0.0.1:80", True),
+    ("tcp://[::1]:80", "tcp://[::]:80", True),
+    ("tcp://[::1]:80", "tcp://[0::1]:80", True),
+    ("tcp://[::1]:80", "tcp://0.0.0.0:80", False),
+    ("tcp://127.0.0.1:80", "tcp://127.0.0.2:80", False),
+    ("tcp://[::]:80", "tcp://127.0.0.1:81", False),
+    ("tcp://[::]:0", "tcp://127.0.0.1:0", False),
+    ("tcp://[::]:80", "systemd://web", False),
+]
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+@pytest.mark.parametrize(("one", "other", "collide"), BESIDE)
+def test_addresses_that_include_others(one: str, other: str, collide: bool, turn: int) -> None:
+    """An address that is every address of its kind leaves none of them to another listener, or to the metrics, at the same port."""
+    first, second = (one, other)[::turn]
+    both = f'[[listener]]\naddress = "{first}"\n[[listener]]\naddress = "{second}"\n'
+    if collide:
+        (problem,) = problems(both)
+        assert (problem.key, problem.line) == ("listener[2].address", 4)
+        assert "listener[1]" in problem.message
+    else:
+        prepared(both)
+    if second.startswith("tcp:"):
+        metrics = f'[[listener]]\naddress = "{first}"\n[metrics]\nlisten = "{second}"\n'
+        assert [problem.key for problem in (problems(metrics) if collide else ())] == ["metrics.listen"] * collide
+
+
+@pytest.mark.parametrize(("one", "other", "collide"), [pair for pair in BESIDE if "systemd" not in pair[1] and ":0" not in pair[0][-2:]])
+def test_the_kernel_agrees(one: str, other: str, collide: bool) -> None:
+    """What is said to collide is what the kernel refuses to bind, and nothing else."""
+    first, second = Address.parse(one), Address.parse(other)
+    with sockets._bound(first.host, 0, backlog=1) as bound:
+        port = bound.getsockname()[1]
+        if first.port != second.port:
+            return
+        if collide:
+            with pytest.raises(OSError, match="in use"):
+                sockets._bound(second.host, port, backlog=1)
+        else:
+            sockets._bound(second.host, port, backlog=1).close()
+
+
+def test_an_interface_of_ones_own_keeps_addresses_apart() -> None:
+    """Two listeners with one address each on an interface of its own do not meet; without one of the interfaces they do."""
+    text = '[[listener]]\naddress = "tcp://0.0.0.0:80"\ninterface = "{}"\n[[listener]]\naddress = "tcp://127.0.0.1:80"\ninterface = "{}"\n'
+    config = resolve(load(text.format("one", "two").encode(), FILE))
+    assert [listener.interface for listener in config.listeners] == ["one", "two"]
+    with pytest.raises(ConfigError):
+        resolve(load(text.format("one", "one").encode(), FILE))
+    with pytest.raises(ConfigError):
+        resolve(load(text.replace('interface = "{}"\n', "", 1).format("two").encode(), FILE))
+
+
+def test_one_socket_file_for_two(tmp_path: Path) -> None:
+    """Two sockets at one place are a problem, however the place is written: twice the slash, through a link, or as the control socket."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    for other in (f"{tmp_path}//x.sock", f"{tmp_path}/./x.sock", f"{tmp_path}/link/x.sock"):
+        text = f'[[listener]]\naddress = "unix://{tmp_path}/x.sock"\n[[listener]]\naddress = "unix://{other}"\nname = "other"\n'
+        (problem,) = problems(text)
+        assert Problem("listener[2].address", f"is the file {shown(f'{tmp_path}/x.sock')}, as listener[1].address is already", 4) == problem
+    (problem,) = problems(f'[[listener]]\naddress = "unix://{tmp_path}/x.sock"\n[control]\nsocket = "{tmp_path}/link/x.sock"\n')
+    assert (problem.key, problem.line) == ("control.socket", 4)
+    prepared(f'[[listener]]\naddress = "unix://{tmp_path}/x.sock"\n[control]\nsocket = "{tmp_path}/link/y.sock"\n')
+
+
+@as_root
+def test_a_port_for_the_privileged() -> None:
+    """Without the capability for it a port below the first free one is a problem, of a listener or of the metrics; with it, it is none."""
+    text = '[server]\nhandler = "a:b"\n[[listener]]\naddress = "tcp://127.0.0.1:{}"\n[metrics]\nlisten = "tcp://127.0.0.1:{}"\n'
+    low, free = text.format(79, 80), text.format(0, 60000)
+    program = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from poold.settings.judge import verdict\n"
+        # All is loaded that another user might not be able to read.
+        "verdict(sys.argv[1].encode(), Path('/x.toml'), environ={})\n"
+        "os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
+        "print(*[problem['key'] for problem in verdict(sys.argv[1].encode(), Path('/x.toml'), environ={}).get('problems', ())])"
+    )
+    assert int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) > 80
+    for settings, keys in ((low, ["listener[1].address", "metrics.listen"]), (free, [])):
+        done = subprocess.run([sys.executable, "-c", program, settings], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == keys
+        assert {problem.key for problem in check(load(settings.encode(), FILE), ENVIRON)} == set()
+
+
+@as_root
+def test_nobody_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root without a user, on a machine where there is no nobody whom the exporter could run as, is told to name one."""
+    known = pwd.getpwnam
+
+    def getpwnam(name: str) -> pwd.struct_passwd:
+        if name == "nobody":
+            raise KeyError(name)
+        return known(name)
+
+    monkeypatch.setattr(pwd, "getpwnam", getpwnam)
+    assert "there is no user nobody here" in found("")["server.user"]
+    assert found('[server]\nuser = "root"\n') == {}

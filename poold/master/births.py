@@ -30,18 +30,24 @@ class Throttle:
 
     delay: float = 0.0
     until: float = 0.0
+    shortest: float = DELAY_MIN
+    longest: float = DELAY_MAX
 
     def failed(self, now: float) -> bool:
         """Count a failure; say whether it is the first since the last success. More failures while held back change nothing."""
         first = self.delay == 0
         if now >= self.until:
-            self.delay = min(max(DELAY_MIN, self.delay * 2), DELAY_MAX)
+            self.delay = min(max(self.shortest, self.delay * 2), self.longest)
             self.until = now + self.delay
         return first
 
     def succeeded(self) -> None:
         """Hold nothing back any more."""
         self.delay = self.until = 0.0
+
+    def retry(self) -> None:
+        """Let the next try be made at once; should it fail too, what was held back longest last counts."""
+        self.until = 0.0
 
     def open(self, now: float) -> bool:
         """Say whether another try may be made."""
@@ -74,15 +80,20 @@ class Births:
         self.open[child.slot] = child
         self.by_generation[child.generation] += 1
 
-    def failed(self, now: float, *, number: int, why: str) -> None:
-        """Slow down after a birth that failed with this errno (0: the worker died), with one line until one succeeds."""
+    def failed(self, now: float, *, number: int, why: str) -> bool:
+        """Slow down after a birth that failed with this errno (0: the worker died), with one line until one succeeds.
+
+        Say whether it is the first since one did.
+        """
         if number:
             name = errno.errorcode.get(number, "other")
             self.counters.cells[FORK_FAILURES.get(name, FORK_FAILURES["other"])] += 1
-        if self.throttle.failed(now):
+        first = self.throttle.failed(now)
+        if first:
             hint = "look at TasksMax=, pids.max and ulimit -u" if number == errno.EAGAIN else None
             error = errno.errorcode.get(number, str(number)) if number else None
             log.warning("spawn_failed", why=why, errno=error, hint=hint, retry_seconds=self.throttle.delay)
+        return first
 
     def answered(self, slot: int, incarnation: int, pid: int, number: int) -> Child | None:
         """Take the mold's answer to an order; return the child if it will not be born because the clone failed."""

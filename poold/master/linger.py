@@ -11,8 +11,8 @@ from functools import partial
 from poold.channel import Wire
 from poold.master.deadlines import Deadline
 from poold.master.loop import Loop
+from poold.settings.descriptors import LINGER_MAX
 
-LINGER_MAX = 64
 LINGER_SECONDS = 1.0
 _SCRAP = bytearray(65536)
 

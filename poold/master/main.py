@@ -16,6 +16,7 @@ from poold.errors import ExitCode, InternalError
 from poold.log import log, trace
 from poold.master import takeover
 from poold.master.control import Answer, Reply
+from poold.master.current import Current
 from poold.master.drain import Drain
 from poold.master.loop import Loop
 from poold.master.manager import Manager
@@ -30,7 +31,6 @@ from poold.master.trials import Trials
 from poold.master.upgrades import Upgrades
 from poold.master.views import Views
 from poold.scoreboard import REFUSED, RELOAD_SUCCESS_AT, RELOAD_SUCCESSFUL, UPGRADES
-from poold.settings.config import Config, People, WhenFull
 from poold.title import set_title
 from poold.words import Cause, Kind, Refusal, UpgradeResult
 
@@ -53,8 +53,7 @@ class Master:
 
     def __init__(
         self,
-        config: Config,
-        people: People,
+        current: Current,
         *,
         inbox: Inbox,
         passed: Iterable[tuple[str, int]],
@@ -78,7 +77,7 @@ class Master:
         self._passed = self._store.sort(passed)
         self._inherited = inherited
         self._started_at = time.monotonic() if inherited is None else inherited.started_at
-        self._parts = Parts(config, people, self._loop, environ, inherited)
+        self._parts = Parts(current, self._loop, environ, inherited)
         self._drain = Drain(self._parts, self._parts.memories.phase)
         trials = Trials(self._parts)
         self._reloads = Reloads(self._parts, trials, file=file, passed=self._passed, wall_clock=time.time)
@@ -202,9 +201,7 @@ class Master:
         self._parts.pool.refill()
 
     def _may_accept(self) -> bool:
-        if self._phase not in ACCEPTING or self._upgrades.quiet:
-            return False
-        return self._parts.pool.has_room() or self._parts.current.config.pool.when_full is WhenFull.REFUSE
+        return self._phase in ACCEPTING and not self._upgrades.quiet and self._parts.pool.accepts()
 
     def _on_accepted(self, accepted: Accepted) -> None:
         """Rule on a new connection: from here on it is a session or refused, never both."""
@@ -330,6 +327,7 @@ class Master:
             "seconds": time.monotonic() - self._started_at,
             "drain_seconds_left": self._drain.left() if self._phase is Phase.DRAINING else None,
             "listeners": parts.listeners.describe(),
+            "warnings": list(parts.current.warnings),
         }
 
     def _reload(self, request: dict[str, Any], reply: Reply) -> None:

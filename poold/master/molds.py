@@ -1,12 +1,14 @@
-"""Keeps a mold: starts it, passes orders to it, replaces one that dies or is silent, and prepares the next generation's.
+"""Keeps a mold: starts it, passes orders to it, replaces one that dies, is silent or is of no use, prepares the next generation's.
 
 Workers that live do not notice any of it: they are the master's own children.
+
+A mold of which no worker comes any more may have been spoilt by a session of the same user (prlimit(2)), or the machine may be out of
+something. Who knows which it is? So it is not ended: a substitute is started beside it, and takes its place once it is ready.
 """
 
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from poold import __version__, channel
@@ -18,6 +20,7 @@ from poold.master.children import Child, ChildTable
 from poold.master.current import Current
 from poold.master.ladder import Ladder
 from poold.master.loop import Loop
+from poold.master.mold import Mold, Prepared
 from poold.master.orders import Orders
 from poold.master.pool import Pool
 from poold.master.spawn import Launcher, Recipe
@@ -26,32 +29,15 @@ from poold.words import Failure, Kind, State
 
 # How long a mold may leave an order unanswered.
 SILENCE = 2.0
-# Reads of a dead mold's channel.
+# Reads of a dead mold's channel: more than it may have said.
 HEARD_MAX = 64
-
-# Told how a prepared mold turned out: None, or why it cannot be used.
-Prepared = Callable[[str | None], object]
-
-
-@dataclass(slots=True, eq=False)
-class Mold:
-    """A mold, and what it was started with. `prepared` is set as long as it is a candidate.
-
-    `version` is the one it says it has; a `foreign` one may have another than ours, because it is for the program that comes next.
-    """
-
-    child: Child
-    seconds: float
-    foreign: bool = False
-    version: str = ""
-    unanswered: int = 0
-    # Why it cannot be used, as far as anybody said.
-    reason: str = ""
-    prepared: Prepared | None = None
+# Between two substitutes, where no worker came of the last one either: twice as long each time, for an import may be heavy.
+RENEWAL_MIN = 2.0
+RENEWAL_MAX = 60.0
 
 
 class Molds:
-    """The mold in use, and one that is being prepared."""
+    """The mold in use, a candidate that is being prepared for other settings, or a substitute for the one in use."""
 
     def __init__(
         self,
@@ -82,6 +68,8 @@ class Molds:
         self._molds: dict[Child, Mold] = {}
         self._used: Mold | None = None
         self._candidate: Mold | None = None
+        self._substitute: Mold | None = None
+        self._renewals = Throttle(shortest=RENEWAL_MIN, longest=RENEWAL_MAX)
         self._told = ""
         self.ever_ready = False
         self.stopping = False
@@ -125,14 +113,25 @@ class Molds:
 
     def prepare(self, settings: Current, prepared: Prepared) -> None:
         """Start the mold of other settings beside the one in use, and tell when it is ready or cannot be. Raises OSError."""
-        self._candidate = self._launch(self._recipe(settings), settings.generation)
-        self._candidate.prepared = prepared
+        self._prepare(self._recipe(settings), settings.generation, prepared)
 
     def prepare_foreign(self, recipe: Recipe, generation: int, prepared: Prepared) -> None:
         """Start a mold for another program's code like that, as its trial has put it down. Raises OSError."""
-        self._candidate = self._launch(recipe, generation, activity=self._common)
-        self._candidate.foreign = True
-        self._candidate.prepared = prepared
+        self._prepare(recipe, generation, prepared, activity=self._common).foreign = True
+
+    def _prepare(self, recipe: Recipe, generation: int, prepared: Prepared, **more: int) -> Mold:
+        # It will be instead of the one in use, if it is of any use; until then one more is enough.
+        substitute, self._substitute = self._substitute, None
+        self._dismiss(substitute)
+        candidate = self._candidate = self._launch(recipe, generation, **more)
+        candidate.prepared = prepared
+        return candidate
+
+    def _dismiss(self, mold: Mold | None) -> None:
+        """Give up a mold that is not in use."""
+        if mold is not None and not mold.child.leaving:
+            mold.prepared = None
+            self._ladder.retire(mold.child)
 
     @property
     def candidate(self) -> Mold | None:
@@ -141,7 +140,8 @@ class Molds:
 
     def inherit(self, child: Child, *, use: bool) -> None:
         """Take over a mold of the program before: for use, or to see it off."""
-        mold = Mold(child, self._current.config.timeouts.import_)
+        # Only one that was ready is watched.
+        mold = Mold(child, self._current.config.timeouts.import_, said=MoldWord.READY)
         self._molds[child] = mold
         self.ever_ready = True
         if use and child.channel is not None:
@@ -153,19 +153,47 @@ class Molds:
 
     def adopt(self) -> None:
         """Use the prepared mold from now on; the old one is asked to leave, and its open orders come to their end."""
-        old, self._used, self._candidate = self._used, self._candidate, None
-        if self._used is not None:
-            self._used.prepared = None
-            self._orders.send = self.order
+        candidate, self._candidate = self._candidate, None
+        if candidate is not None:
+            candidate.prepared = None
+            self._use(candidate)
+
+    def _use(self, mold: Mold) -> None:
+        old, self._used = self._used, mold
+        self._orders.begin_anew(self.order)
         if old is not None and not old.child.leaving:
             self._ladder.retire(old.child, listen=True)
 
     def discard(self) -> None:
         """Give up the mold that is being prepared."""
         candidate, self._candidate = self._candidate, None
-        if candidate is not None and not candidate.child.leaving:
-            candidate.prepared = None
-            self._ladder.retire(candidate.child)
+        self._dismiss(candidate)
+
+    def failing(self, child: Child, first: bool) -> None:
+        """Take the news that no worker came of an order to this mold; `first` says that it is the first time since one did."""
+        mold, now = self._used, self._loop.clock()
+        if mold is None or mold.child is not child or self.stopping:
+            return
+        if first:
+            self._renewals.succeeded()
+        hopeless = mold.failures.failed(now, first=first)
+        if hopeless and self._candidate is None and self._substitute is None and self._renewals.open(now):
+            self._renew(mold)
+
+    def _renew(self, failing: Mold) -> None:
+        """Start a substitute beside a mold that is of no use. Where that fails, the next failure is a reason to try again."""
+        self._renewals.failed(self._loop.clock())
+        log.warning("mold_failing", pid=failing.child.pid, failures=failing.failures.count, retry_seconds=self._renewals.delay)
+        try:
+            self._substitute = self._launch(self._recipe(self._current), self._current.generation)
+        except OSError as error:
+            log.error("mold_failed", reason=str(error), retry_seconds=self._renewals.delay)
+
+    def _replace(self, substitute: Mold) -> None:
+        """Use a substitute that is ready."""
+        self._substitute = None
+        log.info("mold_replaced", by=substitute.child.pid)
+        self._use(substitute)
 
     def order(self, order: bytes, theirs: int, page: int | None) -> Child:
         """Send an order with its descriptors to the mold in use and return its row. Raises OSError."""
@@ -173,40 +201,52 @@ class Molds:
         if mold is None or mold.child.channel is None or not mold.child.ready:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         channel.send_order(mold.child.channel, order, theirs, page)
-        mold.unanswered += 1
-        if mold.unanswered == 1:
+        slot, incarnation, _ = channel.read_order(order)
+        mold.unanswered.append((slot, incarnation))
+        if len(mold.unanswered) == 1:
             self._ladder.within(mold.child, SILENCE, partial(self._silent, mold))
         return mold.child
 
     def hear_out(self, child: Child) -> None:
         """Read all that a mold whose exit was seen still has to say: why it failed, or whom it has cloned."""
-        # A dead mold's channel holds a bounded number of words, and then its end (socket(7), SO_SNDBUF).
+        # A dead mold's channel holds what it was allowed to say, and then its end; who else has it may go on, and is heard no more.
         for _ in range(HEARD_MAX):
-            if child.channel is None:
+            if not self._read(self._molds[child]):
                 return
-            self._read(self._molds[child])
 
-    def _read(self, mold: Mold) -> None:
-        for _ in range(channel.READS_MAX):
-            if mold.child.channel is None:
-                return
-            try:
-                report = channel.receive_mold_report(mold.child.channel)
-            except BlockingIOError:
-                return
-            except ConnectionResetError:
-                # It ended without reading all its orders; what it said before can still be read.
-                continue
-            except ProtocolError as error:
-                log.error("protocol_error", pid=mold.child.pid, error=str(error))
-                report = None
+    def _read(self, mold: Mold) -> bool:
+        """Act on what a mold says, a bounded number of words; say whether there may be more."""
+        return all(self._hear(mold) for _ in range(channel.READS_MAX))
+
+    def _hear(self, mold: Mold) -> bool:
+        """Act on the next word of a mold; say whether there may be one more. What is left unread, epoll reports again."""
+        if mold.child.channel is None:
+            return False
+        try:
+            report = channel.receive_mold_report(mold.child.channel)
             if report is None:
                 # Its exit is on its way; should it only have closed its end, it is of no use any more.
-                self._close(mold)
-                if not mold.child.leaving and not mold.child.exiting:
-                    self._ladder.expel(mold.child, None)
-                return
-            self._on_report(mold, report)
+                self._give_up(mold, None)
+                return False
+            mold.says(report)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            # It ended without reading all its orders; what it said before can still be read.
+            return True
+        except ProtocolError as error:
+            log.error("protocol_error", pid=mold.child.pid, error=str(error))
+            mold.reason = mold.reason or f"it broke the protocol: {error}"
+            self._give_up(mold, Failure.EXIT)
+            return False
+        self._on_report(mold, report)
+        return True
+
+    def _give_up(self, mold: Mold, failure: Failure | None) -> None:
+        """End a mold that can be heard no more, or should not be."""
+        self._close(mold)
+        if not mold.child.leaving and not mold.child.exiting:
+            self._ladder.expel(mold.child, failure)
 
     def _on_report(self, mold: Mold, report: MoldReport) -> None:
         match report.word:
@@ -235,12 +275,13 @@ class Molds:
             log.warning("mold_has_threads", threads=threads, hint="workers are forked twice, which is slower; start threads in the handler")
         if mold.prepared is not None:
             mold.prepared(None)
+        elif mold is self._substitute:
+            self._replace(mold)
         elif mold is self._used:
             self.ever_ready = True
-            self._orders.send = self.order
+            self._orders.begin_anew(self.order)
 
     def _answered(self, mold: Mold, report: MoldReport) -> None:
-        mold.unanswered = max(0, mold.unanswered - 1)
         if not mold.child.leaving:
             if mold.unanswered:
                 self._ladder.within(mold.child, SILENCE, partial(self._silent, mold))
@@ -254,7 +295,7 @@ class Molds:
         self._ladder.expel(mold.child, Failure.TIMEOUT)
 
     def _silent(self, mold: Mold) -> None:
-        log.error("mold_silent", pid=mold.child.pid, seconds=SILENCE, unanswered=mold.unanswered)
+        log.error("mold_silent", pid=mold.child.pid, seconds=SILENCE, unanswered=len(mold.unanswered))
         self._ladder.expel(mold.child, Failure.TIMEOUT)
         # Not its exit but its silence is the reason for a new one: a process in the kernel's hands may take its time to die.
         self._close(mold)
@@ -264,7 +305,8 @@ class Molds:
         """Use this mold no more."""
         self._ladder.close_channel(mold.child)
         if self._used is mold:
-            self._used = None
+            # A substitute that is not ready yet is what would be started now.
+            self._used, self._substitute = self._substitute, None
             self._orders.send = None
 
     def exited(self, child: Child, exit: Exit) -> None:
@@ -276,6 +318,11 @@ class Molds:
             self._candidate = None
             if mold.prepared is not None:
                 mold.prepared(reason)
+            return
+        if mold is self._substitute:
+            self._substitute = None
+            self._renewals.failed(self._loop.clock())
+            log.error("mold_failed", reason=reason, retry_seconds=self._renewals.delay)
             return
         self._close(mold)
         if self.stopping:

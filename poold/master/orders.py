@@ -11,10 +11,8 @@ from poold.master.children import Child, ChildTable
 from poold.master.current import Current
 from poold.master.ladder import Ladder
 from poold.master.loop import Loop
+from poold.settings.descriptors import BIRTHS_MAX
 from poold.words import Failure, Kind
-
-# Births under way at one time: more would only queue up in the mold.
-BIRTHS_MAX = 64
 
 
 class Orders:
@@ -31,15 +29,26 @@ class Orders:
         self.send: Callable[[bytes, int, int | None], Child] | None = None
         # Told that a worker has said something.
         self.on_readable: Callable[[Child], object] = lambda child: None
+        # Told of a mold that no worker came of, and whether that is the first time since one did.
+        self.on_failed: Callable[[Child, bool], object] = lambda mold, first: None
         self.stopping = False
+
+    def begin_anew(self, send: Callable[[bytes, int, int | None], Child]) -> None:
+        """Send orders to another mold: what was held back because of the one before is tried at once."""
+        self.send = send
+        self._births.throttle.retry()
 
     def left(self) -> int:
         """Return how many may be placed now: the cap, and no failure to recover from."""
-        throttle = self._births.throttle
-        if self.stopping or self.send is None or (throttle.delay and not throttle.open(self._loop.clock())):
+        if self.held_back():
             return 0
         below_cap = self._current.config.pool.max_children - self._table.workers
         return max(0, min(below_cap, BIRTHS_MAX - len(self._births.open)))
+
+    def held_back(self) -> bool:
+        """Say whether none may be placed because something is lacking: a mold, or the last failure is not long enough ago."""
+        throttle = self._births.throttle
+        return self.stopping or self.send is None or (throttle.delay > 0 and not throttle.open(self._loop.clock()))
 
     def coming(self) -> int:
         """Return how many workers are on their way that will serve: those of older settings leave as soon as they are ready."""
@@ -84,14 +93,16 @@ class Orders:
         child = self._births.answered(slot, incarnation, pid, number)
         if child is not None:
             self.forget(child)
-            self._failed(number, "the mold cannot clone")
+            self._failed(number, "the mold cannot clone", child.mold)
 
-    def stillborn(self) -> None:
+    def stillborn(self, child: Child) -> None:
         """Slow down after a worker that died before it was ready."""
-        self._failed(0, "a worker died before it was ready")
+        self._failed(0, "a worker died before it was ready", child.mold)
 
-    def _failed(self, number: int, why: str) -> None:
-        self._births.failed(self._loop.clock(), number=number, why=why)
+    def _failed(self, number: int, why: str, mold: Child | None = None) -> None:
+        first = self._births.failed(self._loop.clock(), number=number, why=why)
+        if mold is not None:
+            self.on_failed(mold, first)
         # The loop turns again once births may be tried again.
         self._loop.at(self._births.throttle.until, lambda: None)
 
@@ -110,4 +121,4 @@ class Orders:
             self._ladder.expel(child, Failure.STILLBORN)
         else:
             self.forget(child)
-            self._failed(0, "an ordered worker never appeared")
+            self._failed(0, "an ordered worker never appeared", child.mold)

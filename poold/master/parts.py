@@ -27,7 +27,7 @@ from poold.master.state import StateDocument
 from poold.master.store import Store
 from poold.pages import PAGE, Phase
 from poold.scoreboard import SLOTS, Counters, Table, keep_size, read_only, shared_memory
-from poold.settings.config import Config, People
+from poold.settings.config import Config
 from poold.words import Kind
 
 # How long a start waits for another one that makes the same socket file.
@@ -76,10 +76,8 @@ def _limits(config: Config, inherited: StateDocument | None) -> tuple[int, int]:
 class Parts:
     """Everything the master is made of, but its own phase."""
 
-    def __init__(
-        self, config: Config, people: People, loop: Loop, environ: Mapping[str, str], inherited: StateDocument | None = None
-    ) -> None:
-        self.current = current = Current(config, people, 1 if inherited is None else inherited.generation + 1)
+    def __init__(self, current: Current, loop: Loop, environ: Mapping[str, str], inherited: StateDocument | None = None) -> None:
+        self.current = current
         self.loop = loop
         self.memories = memories = share(inherited)
         self.counters = counters = memories.counters
@@ -90,7 +88,7 @@ class Parts:
         self.births = births = Births(table, counters)
         self.handover = handover = HandOver(current=current, loop=loop, table=table, sessions=sessions, counters=counters, ladder=ladder)
         self.activities = activities = memories.activities
-        orders = Orders(current=current, loop=loop, table=table, births=births, ladder=ladder, activities=activities)
+        self.orders = orders = Orders(current=current, loop=loop, table=table, births=births, ladder=ladder, activities=activities)
         self.pool = pool = Pool(current=current, loop=loop, table=table, births=births, orders=orders, handover=handover, ladder=ladder)
         self.reaper = Reaper(
             loop=loop,
@@ -105,7 +103,7 @@ class Parts:
         )
         self.linger = Linger(loop)
         self.listeners = Listeners(loop=loop, counters=counters)
-        self.launcher = launcher = spawn.Launcher(environ, _limits(config, inherited))
+        self.launcher = launcher = spawn.Launcher(environ, _limits(current.config, inherited))
         self.molds = Molds(
             current=current,
             loop=loop,
@@ -123,8 +121,9 @@ class Parts:
         self._introduce()
 
     def _introduce(self) -> None:
-        """Tell the reaper who knows what about which kind."""
+        """Tell the reaper who knows what about which kind, and the molds' keeper which mold is of no use."""
         self.reaper.hear_out[Kind.MOLD] = self.molds.hear_out
+        self.orders.on_failed = self.molds.failing
         self.reaper.on_exit = {Kind.MOLD: self.molds.exited, Kind.EXPORTER: self.exporters.exited}
 
     def open(self, *, passed: Mapping[str, list[socket.socket]], store: Store, control_path: str, verbs: Mapping[str, Verb]) -> None:

@@ -18,6 +18,7 @@ from poold.master.handover import HandOver
 from poold.master.ladder import Ladder
 from poold.master.loop import Loop
 from poold.master.orders import Orders
+from poold.settings.config import WhenFull
 from poold.words import Cause, Failure, Kind, State
 
 # Workers ordered, or retired, in one turn: a burst must not hold the loop.
@@ -67,8 +68,18 @@ class Pool:
         return left > 0 or left + self._orders.coming() + self._orders.left() > 0
 
     def full(self) -> bool:
-        """Say whether it is the cap that leaves no room, and not a failure."""
-        return self._table.workers >= self._current.config.pool.max_children
+        """Say whether it is the cap that leaves no room, and not a failure: who waits and has no worker on the way will need one too."""
+        unclaimed = len(self._handover.waiting) - len(self._handover.spares) - self._orders.coming()
+        return self._table.workers + max(0, unclaimed) >= self._current.config.pool.max_children
+
+    def accepts(self) -> bool:
+        """Say whether to accept one more connection: to give it a worker, or to refuse it.
+
+        Nobody is refused for want of time alone: while there are slots, and as many births under way as may be, newcomers stay queued.
+        """
+        if self.has_room():
+            return True
+        return self._current.config.pool.when_full is WhenFull.REFUSE and (self.full() or self._orders.held_back())
 
     def wants_spares(self) -> bool:
         """Say whether there is something to order when nothing else is to be done."""

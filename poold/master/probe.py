@@ -32,7 +32,9 @@ def import_handler(config: Config, people: People, environ: Mapping[str, str]) -
     finally:
         ours.close()
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        while os.WIFSTOPPED(os.waitpid(pid, 0)[1]):
+            # The import has made this process its tracer (ptrace(2), PTRACE_TRACEME): a stop was told before the end.
+            continue
 
 
 def _listen(ours: channel.Wire, seconds: float) -> str | None:

@@ -2,6 +2,7 @@
 
 SIGCHLD says "some"; the loop asks until nothing is left. Each exit is looked at before it is taken (waitid(2), WNOWAIT), because
 as long as the zombie is there its pid and its group are its own: what it said last is read, and what poold ended is swept up.
+A stop is no exit: `poold.master.tracees` takes those that come out of the wait as well.
 """
 
 import os
@@ -16,11 +17,18 @@ from poold.master.ladder import Ladder
 from poold.master.loop import Loop
 from poold.master.orders import Orders
 from poold.master.pool import Pool
+from poold.master.tracees import Tracees, is_process
 from poold.scoreboard import CPU_SECONDS, FAILED, MEMORY_BYTES, REAPED, UNKNOWN_REAPED, Counters
 from poold.words import Cause, Failure, Kind
 
-# Exits in one turn; the rest in the next one.
+# Exits, and stops, in one turn; the rest in the next one.
 REAPS_MAX = 256
+EXITS = (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED)
+
+
+def exit_code(status: int) -> int | None:
+    """Return the exit code (negative: signal) that a wait status says; None if it says a stop, or that a stopped one goes on (wait(2))."""
+    return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) or os.WIFSIGNALED(status) else None
 
 
 class Reaper:
@@ -48,6 +56,7 @@ class Reaper:
         self._ladder = ladder
         self._counters = counters
         self._activities = activities
+        self.tracees = Tracees(loop)
         # By kind: reads what a child whose exit was seen has said last; what is to be done when it has gone.
         self.hear_out: dict[Kind, Callable[[Child], object]] = {Kind.WORKER: pool.hear_out}
         self.on_exit: dict[Kind, Callable[[Child, Exit], object]] = {}
@@ -59,7 +68,10 @@ class Reaper:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if found is None:
                     return False
-                self._take(found.si_pid)
+                if found.si_code in EXITS:
+                    self._take(found.si_pid)
+                else:
+                    self.tracees.stopped(found.si_pid)
             except ChildProcessError:
                 self.reconcile()
                 return False
@@ -75,12 +87,17 @@ class Reaper:
         if child is not None:
             self._hear_out(child)
             self._ladder.sweep(child)
-        _, status, usage = os.wait4(pid, 0)
-        exit = Exit(pid, os.waitstatus_to_exitcode(status), usage)
+        stranger = child is None and is_process(pid)
+        self.tracees.gone(pid)
+        taken, status, usage = os.wait4(pid, os.WNOHANG)
+        code = exit_code(status)
+        if not taken or code is None:
+            # What was an exit cannot become anything else; if it did, it would be looked at once more.
+            return
         if child is not None:
-            self._settle(child, exit)
-        else:
-            self._births.exited(exit)
+            self._settle(child, Exit(pid, code, usage))
+        elif stranger:
+            self._births.exited(Exit(pid, code, usage))
 
     def _hear_out(self, child: Child) -> None:
         child.exiting = True
@@ -142,6 +159,6 @@ class Reaper:
         self._table.remove(child)
         log.debug("child_reaped", kind=child.kind, pid=exit.pid, status=exit.status, cause=cause)
         if failure is Failure.STILLBORN and child.kind is Kind.WORKER:
-            self._orders.stillborn()
+            self._orders.stillborn(child)
         if child.kind in self.on_exit:
             self.on_exit[child.kind](child, exit)

@@ -14,9 +14,9 @@ from typing import Any
 
 from poold import sandbox
 from poold.address import Address
-from poold.errors import ConfigError, Problem
+from poold.errors import Problem
 from poold.log import log
-from poold.master import descriptors, state, successor
+from poold.master import state, successor
 from poold.master.spawn import Launcher
 from poold.master.state import StateDocument, StateError
 from poold.scoreboard import LISTENERS_MAX
@@ -74,10 +74,6 @@ def obstacles(running: StateDocument, settings: Config) -> list[Problem]:
         problems.append(Problem("control.socket", "has changed, and that needs a restart"))
     if len({*running.tally.listeners, *(listener.name for listener in settings.listeners)}) > LISTENERS_MAX:
         problems.append(Problem("listener.name", f"at most {LISTENERS_MAX} names can be used in one life of poold"))
-    try:
-        descriptors.judge(settings)
-    except ConfigError as error:
-        problems += error.problems
     return problems
 
 

@@ -12,7 +12,7 @@ One reload runs at a time. One more SIGHUP is remembered, because the file may h
 
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from poold.master.spawn import memory_file
 from poold.master.trials import Trials
 from poold.scoreboard import RELOAD_SUCCESS_AT, RELOAD_SUCCESSFUL, RELOADS
 from poold.settings import file as settings
-from poold.settings.config import Config, People, of_document
+from poold.settings.config import People, of_document
 from poold.words import ReloadResult
 
 # How long the queue of a removed listener is served at the most, where `timeouts.drain` is not longer.
@@ -138,7 +138,7 @@ class Reloads:
             self._refuse(reload, problems)
             return
         try:
-            warnings, config, people = verdict["warnings"], of_document(verdict["settings"]), People(**verdict["people"])
+            config, people, warnings = of_document(verdict["settings"]), People(**verdict["people"]), tuple(map(str, verdict["warnings"]))
         except (LookupError, TypeError, ValueError, AttributeError):
             # The trial is of the code that is on disk by now.
             hint = 'the settings were judged by another poold than this master, which is installed by now; run "poold upgrade"'
@@ -147,7 +147,7 @@ class Reloads:
         for warning in warnings:
             log.warning("settings_warning", message=warning)
         try:
-            self._prepare(reload, config, people)
+            self._prepare(reload, Current(config, people, self._parts.current.generation + 1, warnings))
         except ConfigError as error:
             self._refuse(reload, error.problems)
         except (OSError, LookupError) as error:
@@ -156,19 +156,19 @@ class Reloads:
             self._refuse(reload, [OWN_FAULT])
             self._parts.loop.note_error(error)
 
-    def _prepare(self, reload: Reload, config: Config, people: People) -> None:
+    def _prepare(self, reload: Reload, new: Current) -> None:
         """Open and start everything new. Raises ConfigError, OSError, LookupError."""
-        parts = self._parts
+        parts, config, people = self._parts, new.config, new.people
         old = parts.current
         steps = reload.plan = plan(old.config, config, lost=frozenset(parts.listeners.unreachable()))
-        if steps.problems:
-            raise ConfigError(list(steps.problems))
+        problems = [*steps.problems, *self._hindrances(steps)]
+        if problems:
+            raise ConfigError(problems)
         if reload.dry:
             self._finish(reload, {"ok": True, "dry_run": True, **steps.describe(sessions=len(parts.sessions.open))})
             return
         descriptors.raise_limit(config)
-        reload.next = Current(config, people, old.generation + 1)
-        parts.counters.reserve(listener.name for listener in config.listeners)
+        reload.next = new
         for listener in steps.opened:
             reload.opened[listener.name] = sockets.open_listener(listener, self._passed)
         reload.awaited = {"mold"}
@@ -181,6 +181,17 @@ class Reloads:
         parts.molds.prepare(reload.next, partial(self._prepared, reload, "mold"))
         if "exporter" in reload.awaited and reload.metrics is not None:
             parts.exporters.prepare(reload.next, reload.metrics, partial(self._prepared, reload, "exporter"))
+
+    def _hindrances(self, steps: Plan) -> Iterator[Problem]:
+        """Yield what is known to be in the way before anything is opened, so that a dry run says it too."""
+        for listener in steps.opened:
+            reason = sockets.not_passed(listener.address, self._passed)
+            if reason:
+                yield Problem(f"listener {listener.address} address", reason)
+        try:
+            self._parts.counters.reserve(listener.name for listener in steps.new.listeners)
+        except LookupError as error:
+            yield Problem("listener.name", str(error))
 
     def _prepared(self, reload: Reload, what: str, reason: str | None) -> None:
         if reload is not self._running:

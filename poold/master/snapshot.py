@@ -32,6 +32,7 @@ def take(parts: Parts, origin: Origin, *, verdict: Mapping[str, Any], mold: Mold
         file=str(origin.file) if origin.file is not None else None,
         settings=dict(verdict.get("settings", {})),
         people=dict(verdict.get("people", {})),
+        warnings=tuple(verdict.get("warnings", ())),
         generation=parts.current.generation,
         started_at=origin.started_at,
         last_session=parts.sessions.last_id,

@@ -52,7 +52,9 @@ def open_listener(listener: Listener, passed: Mapping[str, list[socket.socket]],
     address = listener.address
     try:
         if address.scheme is Scheme.SYSTEMD:
-            opened = [Opened(each, lent=True) for each in _passed(address.name, passed)]
+            if reason := not_passed(address, passed):
+                raise ValueError(reason)
+            opened = [Opened(each, lent=True) for each in passed[address.name]]
         elif address.scheme is Scheme.UNIX:
             opened = [_unix(listener, patience)]
         else:
@@ -162,11 +164,12 @@ def retune(opened: Opened, listener: Listener) -> None:
         socketfile.change(opened.path, opened.file, _rights(listener), opened.socket)
 
 
-def _passed(name: str, passed: Mapping[str, list[socket.socket]]) -> list[socket.socket]:
-    if name not in passed:
-        known = ", ".join(sorted(passed)) or "none"
-        raise ValueError(f"no socket named {name!r} was passed (passed: {known}); name it with FileDescriptorName= in the .socket unit")
-    return passed[name]
+def not_passed(address: Address, passed: Mapping[str, list[socket.socket]]) -> str:
+    """Say that the service manager has not passed what an address asks for; "" if it has, or the address asks for nothing of it."""
+    if address.scheme is not Scheme.SYSTEMD or address.name in passed:
+        return ""
+    known = ", ".join(sorted(passed)) or "none"
+    return f"no socket named {address.name!r} was passed (passed: {known}); name it with FileDescriptorName= in the .socket unit"
 
 
 def adopt(name: str, fd: int) -> socket.socket:

@@ -177,7 +177,7 @@ class MoldPart:
 
 @dataclass(frozen=True, slots=True)
 class StateDocument:
-    """Everything. `settings` and `people` are the trial's verdict, in the words of the new code; times are CLOCK_MONOTONIC."""
+    """Everything. `settings`, `people` and `warnings` are the trial's verdict, in the words of the new code; times are CLOCK_MONOTONIC."""
 
     file: str | None
     generation: int
@@ -197,6 +197,7 @@ class StateDocument:
     version: str = __version__
     settings: dict[str, Any] = field(default_factory=dict)
     people: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
     passed: tuple[PassedPart, ...] = ()
     metrics: SocketPart | None = None
     metrics_address: str | None = None

@@ -13,6 +13,7 @@ from poold import sandbox, systemd
 from poold.errors import ConfigError, ExitCode
 from poold.log import log, trace
 from poold.master import state
+from poold.master.current import Current
 from poold.master.main import Master
 from poold.master.signals import Inbox
 from poold.master.state import StateDocument
@@ -62,8 +63,7 @@ def _master(found: StateDocument, environ: dict[str, str]) -> Master:
     settings = config.of_document(found.settings)
     log.configure(format=settings.log.format, level=settings.log.level)
     return Master(
-        settings,
-        People(**found.people),
+        Current(settings, People(**found.people), found.generation + 1, found.warnings),
         inbox=Inbox(),
         passed=[(each.name, each.fd) for each in found.passed],
         file=Path(found.file) if found.file is not None else None,

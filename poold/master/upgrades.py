@@ -185,6 +185,7 @@ class Upgrades:
             self._inbox.note(signal.SIGHUP)
             upgrade.reload = False
         self._inbox.hold()
+        parts.reaper.tracees.release_all()
         try:
             program.replace(state.write(taken), taken.descriptors(), self._origin.environ)
         finally:

@@ -10,6 +10,7 @@ what came out as plain values, and what molds and workers need of them crosses a
     trial      the same for a reload
     schema     names, ranges and defaults
     fields     kinds of value, and how a wrong one is described
+    descriptors how many open files the master may need
     toml       TOML text to values and back
     lines      which line a key is on
     people     accounts as numbers

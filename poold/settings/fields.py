@@ -18,6 +18,9 @@ from poold.address import Address, Scheme
 
 NAME_BYTES_MAX = 128
 
+# How deep a handler's options may be nested.
+NESTED_MAX = 32
+
 # What is kept in shared memory or sent to the mold as a number fits into 31 bits.
 WHOLE_MAX = 2**31 - 1
 # No deadline is longer than a year, so none overflows whatever it is multiplied with.
@@ -221,14 +224,17 @@ def _options(value: object) -> dict[str, Any]:
 
 
 def _unlike_json(value: object, path: tuple[str | int, ...]) -> Iterable[Fault]:
-    """Yield what JSON cannot say of a TOML value, for the options travel to the mold as JSON."""
+    """Yield what JSON cannot say of a TOML value, for the options travel to the mold as JSON; and what is nested without an end.
+
+    Whoever reads JSON, or copies what it holds, goes as deep as that, and has a stack that ends.
+    """
+    if isinstance(value, dict | list):
+        if len(path) >= NESTED_MAX:
+            yield Fault(path, f"tables and lists can be nested {NESTED_MAX} deep, and here something begins below that")
+            return
+        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _unlike_json(entry, (*path, key))
     match value:
-        case dict():
-            for key, entry in value.items():
-                yield from _unlike_json(entry, (*path, key))
-        case list():
-            for index, entry in enumerate(value):
-                yield from _unlike_json(entry, (*path, index))
         case dt.date() | dt.time():
             yield Fault(path, "dates and times cannot be passed on: write it as a text, in quotes")
         case float() if not math.isfinite(value):

@@ -20,6 +20,9 @@ from poold.settings.lines import Finding, dotted, key_lines, nearest
 from poold.settings.schema import Config, settled
 from poold.settings.toml import effective
 
+# Each is a line of the log: nobody reads more.
+PROBLEMS_MAX = 100
+
 __all__ = ["Loaded", "check", "effective", "load", "prepare", "read", "refusal", "resolve", "verdict"]
 
 
@@ -36,7 +39,8 @@ class Loaded:
 def read(path_option: str | None, environ: Mapping[str, str]) -> Loaded:
     """Find the settings file, read it and judge all of it as `prepare` does; raise ConfigError with every problem."""
     file, text, warnings = source_file.find(path_option, environ)
-    return Loaded(prepare(text, file, environ=environ), file, text, warnings)
+    config = prepare(text, file, environ=environ)
+    return Loaded(config, file, text, (*warnings, *preflight.cautions(config)))
 
 
 def verdict(data: bytes, file: Path | None, *, environ: Mapping[str, str]) -> dict[str, Any]:
@@ -49,8 +53,8 @@ def verdict(data: bytes, file: Path | None, *, environ: Mapping[str, str]) -> di
         return refusal(error.problems)
     except LookupError as error:
         return refusal([Problem("server.user", str(error))])
-    warnings = source_file.cautions(file) if file is not None else ()
-    return {"settings": plain.document(settled(resolved)), "people": asdict(found), "warnings": list(warnings)}
+    warnings = [*(source_file.cautions(file) if file is not None else ()), *preflight.cautions(config)]
+    return {"settings": plain.document(settled(resolved)), "people": asdict(found), "warnings": warnings}
 
 
 def refusal(problems: list[Problem]) -> dict[str, Any]:
@@ -69,8 +73,11 @@ def load(data: bytes, file: Path | None) -> Config:
 
 
 def prepare(data: bytes, file: Path | None, *, environ: Mapping[str, str]) -> Config:
-    """Do `load`, `check` and `resolve` in one pass; raise ConfigError with the problems of all three, sorted by line."""
-    config, findings, source = _judge(data, file)
+    """Do `load`, `check` and `resolve` in one pass; raise ConfigError with the problems of all three, sorted by line.
+
+    These are settings to be used, so a file must name what is served: the built-in handler is for no file at all.
+    """
+    config, findings, source = _judge(data, file, used=True)
     if config is not None:
         config, unresolved = preflight.resolved(config)
         findings = [*findings, *preflight.survey(config, environ), *unresolved]
@@ -94,14 +101,15 @@ def resolve(config: Config) -> Config:
     return config
 
 
-def _judge(data: bytes, file: Path | None) -> tuple[Config | None, list[Finding], str]:
+def _judge(data: bytes, file: Path | None, *, used: bool = False) -> tuple[Config | None, list[Finding], str]:
     """Return the settings less what is wrong with them (None: too much is), the findings, and the text."""
     parsed = toml.parse(data)
     if isinstance(parsed, Problem):
         raise ConfigError([parsed], str(file) if file else None)
     source, tree = parsed
+    lacking = list(toml.unnamed(tree)) if used and file is not None else []
     config, findings = toml.validate(tree)
-    return config and _anchored(config, file), findings, source
+    return config and _anchored(config, file), [*lacking, *findings], source
 
 
 def _anchored(config: Config, file: Path | None) -> Config:
@@ -130,4 +138,7 @@ def _settled(config: Config | None, findings: Iterable[Finding], *, source: str,
         return config
     lines = key_lines(source)
     found = [Problem(dotted(path), message, nearest(lines, path)) for path, message in problems]
-    raise ConfigError(sorted(found, key=lambda problem: problem.line or 0), str(file) if file else None)
+    found.sort(key=lambda problem: problem.line or 0)
+    if len(found) > PROBLEMS_MAX:
+        found[PROBLEMS_MAX:] = [Problem("", f"and {len(found) - PROBLEMS_MAX} problems more")]
+    raise ConfigError(found, str(file) if file else None)

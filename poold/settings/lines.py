@@ -25,6 +25,15 @@ _LITERAL = re.compile(r"'[^']*'")
 # The end of a multi-line text may hold one or two quotes of the text itself: take all that are there.
 _LONG_BASIC = re.compile(r'"""[^"\\]*(?:(?:\\.|"(?!""))[^"\\]*)*"{3,5}', re.DOTALL)
 _LONG_LITERAL = re.compile(r"'''[^']*(?:'(?!'')[^']*)*'{3,5}")
+_QUOTED = (('"""', _LONG_BASIC), ("'''", _LONG_LITERAL), ('"', _BASIC), ("'", _LITERAL))
+# What a text is made of, as far as quotes and comments matter.
+_WORD_OR_MARK = re.compile(r"[A-Za-z0-9_-]+|[^#\"'A-Za-z0-9_-]+")
+_COMMENT = re.compile(r"#[^\n]*")
+# A key of more parts than this is no settings file's, and tomllib takes a time for it that grows with their square.
+KEY_PARTS_MAX = 40
+_ENDLESS_KEY = re.compile(
+    r"(?:(?>[A-Za-z0-9_-]+|\"[^\"\\\n]*(?:\\.[^\"\\\n]*)*\"|'[^'\n]*')[ \t]*\.[ \t]*){%d}" % KEY_PARTS_MAX  # noqa: UP031 # braces
+)
 # Deeper keys have the line of what is around them: a path costs memory for each of its parts.
 _DEPTH_MAX = 32
 
@@ -60,6 +69,23 @@ def _key(key: str) -> str:
 def _escape(character: str) -> str:
     number = ord(character)
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def endless_key(text: str) -> int | None:
+    """Return the line of the first key of more than KEY_PARTS_MAX parts, None if there is none. Takes any text; linear."""
+    at = 0
+    while at < len(text):
+        if _ENDLESS_KEY.match(text, at):
+            return text.count("\n", 0, at) + 1
+        for opening, pattern in (*_QUOTED, ("#", _COMMENT), ("", _WORD_OR_MARK)):
+            if text.startswith(opening, at):
+                match = pattern.match(text, at)
+                break
+        if match is None:
+            # A quote that is not closed: the rest is nothing, as tomllib will say.
+            return None
+        at = match.end()
+    return None
 
 
 class _Open:
@@ -192,7 +218,7 @@ class _Scanner:
         return None
 
     def _scalar(self) -> None:
-        for opening, pattern in (('"""', _LONG_BASIC), ("'''", _LONG_LITERAL), ('"', _BASIC), ("'", _LITERAL), ("", _BARE_VALUE)):
+        for opening, pattern in (*_QUOTED, ("", _BARE_VALUE)):
             if self._text.startswith(opening, self._at):
                 self._skip(pattern)
                 return

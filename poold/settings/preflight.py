@@ -10,16 +10,21 @@ import grp
 import ipaddress
 import os
 import pwd
+import re
+import resource
 import socket
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from poold.address import UNIX_PATH_MAX, Address, Scheme
+from poold.settings import descriptors
 from poold.settings.fields import shown
 from poold.settings.file import file_kind
-from poold.settings.lines import Finding, KeyPath
-from poold.settings.schema import Config, Listener, Server
+from poold.settings.lines import Finding, KeyPath, dotted
+from poold.settings.schema import Config, Listener, Server, settled
+
+CAP_NET_BIND_SERVICE = 10
 
 
 def find_user(name: str) -> pwd.struct_passwd | None:
@@ -43,8 +48,21 @@ def survey(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
     yield from _server(config.server, environ)
     for index, listener in enumerate(config.listeners):
         yield from _listener(listener, ("listener", index))
+    yield from _port(config.metrics.listen, ("metrics", "listen"))
     if config.control.socket is not None:
         yield from _control(config.control.socket)
+    yield from _same_files(config)
+    short = descriptors.shortage(settled(config), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    if short is not None:
+        yield ("pool", short[0]), short[1]
+
+
+def cautions(config: Config) -> tuple[str, ...]:
+    """Return what an operator should know of settings that are used all the same."""
+    if os.geteuid() != 0 or config.server.user is not None:
+        return ()
+    what = "handler" if config.server.command is None else "command"
+    return (f'the {what} runs as root: name a user under [server], such as user = "nobody", or write user = "root" if that is meant',)
 
 
 def _server(server: Server, environ: Mapping[str, str]) -> Iterator[Finding]:
@@ -58,6 +76,8 @@ def _server(server: Server, environ: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _identity(server: Server) -> Iterator[Finding]:
+    if os.geteuid() == 0 and server.user is None and server.group is None and server.groups is None and find_user("nobody") is None:
+        yield ("server", "user"), "must be written: there is no user nobody here, whom the exporter would run as otherwise"
     if server.user is not None:
         yield from _user(server.user, ("server", "user"), deed="run children as another user")
     if server.group is not None:
@@ -112,7 +132,31 @@ def _is_executable(program: Path) -> bool:
     return program.is_file() and os.access(program, os.X_OK)
 
 
+def _port(address: Address | None, path: KeyPath) -> Iterator[Finding]:
+    """Yield that a port is for privileged processes only, and this is none (ip(7), ip_unprivileged_port_start; capabilities(7))."""
+    if address is not None and 0 < address.port < _first_free_port() and not _has_capability(CAP_NET_BIND_SERVICE):
+        yield (
+            path,
+            f"port {address.port} is for privileged processes: give poold CAP_NET_BIND_SERVICE (AmbientCapabilities=), or another port",
+        )
+
+
+def _first_free_port() -> int:
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        # It is not shown here: the bind will tell.
+        return 0
+
+
+def _has_capability(number: int) -> bool:
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return found is None or bool(int(found[1], 16) >> number & 1)
+
+
 def _listener(listener: Listener, path: KeyPath) -> Iterator[Finding]:
+    yield from _port(listener.address, (*path, "address"))
     if listener.address.scheme is Scheme.UNIX:
         yield from _socket(listener.address.path, (*path, "address"))
     if listener.owner is not None:
@@ -124,6 +168,22 @@ def _listener(listener: Listener, path: KeyPath) -> Iterator[Finding]:
             socket.if_nametoindex(listener.interface)
         except OSError:
             yield (*path, "interface"), f"there is no such interface here: {shown(listener.interface)}"
+
+
+def _same_files(config: Config) -> Iterator[Finding]:
+    """Yield the sockets that turn out to be the same file as another one's: written otherwise, or through a link."""
+    places: list[tuple[str, KeyPath]] = []
+    for index, listener in enumerate(config.listeners):
+        if listener.address.scheme is Scheme.UNIX:
+            places.append((listener.address.path, ("listener", index, "address")))
+    if config.control.socket is not None:
+        places.append((config.control.socket, ("control", "socket")))
+    seen: dict[str, KeyPath] = {}
+    for place, path in places:
+        real = os.path.join(os.path.realpath(os.path.dirname(place)), os.path.basename(place))
+        if real in seen:
+            yield path, f"is the file {shown(real)}, as {dotted(seen[real])} is already"
+        seen.setdefault(real, path)
 
 
 def _control(place: str) -> Iterator[Finding]:
@@ -199,13 +259,29 @@ def _is_literal(host: str) -> bool:
 
 
 def _collisions(config: Config) -> Iterator[Finding]:
-    """Yield the hosts that turned out to be the same address as another listener's."""
-    seen: dict[Address, int] = {}
-    for index, listener in enumerate(config.listeners):
-        address = listener.address
-        if address in seen and address.port:
-            yield ("listener", index, "address"), f"is {address}, as listener[{seen[address]}] is already"
-        seen.setdefault(address, index + 1)
-    metrics = config.metrics.listen
-    if metrics is not None and metrics in seen and metrics.port:
-        yield ("metrics", "listen"), f"is {metrics}, as listener[{seen[metrics]}] is already"
+    """Yield the addresses that cannot be bound beside another one's, now that each host is an address."""
+    seen: list[tuple[Address, str | None, KeyPath]] = []
+    wanted: list[tuple[Address, str | None, KeyPath]]
+    wanted = [(each.address, each.interface, ("listener", index, "address")) for index, each in enumerate(config.listeners)]
+    if config.metrics.listen is not None:
+        wanted.append((config.metrics.listen, None, ("metrics", "listen")))
+    for address, interface, path in wanted:
+        if address.scheme is not Scheme.TCP or not address.port:
+            continue
+        for other, others_interface, place in seen:
+            apart = None not in (interface, others_interface) and interface != others_interface
+            if not apart and _overlap(address, other):
+                same = f"is {address}, as {dotted(place[:-1] if place[0] == 'listener' else place)} is already"
+                yield path, same if address == other else f"{address} is taken by {dotted(place)}, which is {other}"
+                break
+        seen.append((address, interface, path))
+
+
+def _overlap(one: Address, other: Address) -> bool:
+    """Say whether the kernel lets only one of two addresses listen: "::" is every address there is, "0.0.0.0" every one of IPv4 (ip(7))."""
+    if one.port != other.port:
+        return False
+    first, second = ipaddress.ip_address(one.host), ipaddress.ip_address(other.host)
+    if first == second or (first.version == 6 and first.is_unspecified) or (second.version == 6 and second.is_unspecified):
+        return True
+    return first.version == second.version and (first.is_unspecified or second.is_unspecified)

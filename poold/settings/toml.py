@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from poold.address import Address
 from poold.errors import Problem
 from poold.settings.fields import seen
-from poold.settings.lines import Finding, KeyPath, dotted
+from poold.settings.lines import KEY_PARTS_MAX, Finding, KeyPath, dotted, endless_key
 from poold.settings.schema import APPLIES, Config, Listener
 
 # What poold.toml is meant to have and this version does not do yet: a table, a key, or only one value of a key.
@@ -32,6 +32,9 @@ NOT_YET: Mapping[tuple[str, ...], str | None] = {
 }
 _NOT_YET = "not supported yet by this version"
 
+# Looking for a near name takes its time: a file with more wrong keys is no settings file.
+HINTS_MAX = 100
+
 # tomllib says where in words; its attributes for that are younger than Python 3.11.
 _PLACE = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
 
@@ -40,6 +43,9 @@ def parse(data: bytes) -> tuple[str, dict[str, Any]] | Problem:
     """Return the text and the tree of a TOML file's bytes, or the one problem that keeps it from being read."""
     try:
         source = data.decode("utf-8-sig")
+        line = endless_key(source)
+        if line is not None:
+            return Problem("", f"a key has more than {KEY_PARTS_MAX} parts, joined by dots", line)
         return source, tomllib.loads(source)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
@@ -61,6 +67,14 @@ def _syntax_problem(message: str, source: str) -> Problem:
     if line is None:
         return Problem("", f"syntax error at the end of the file: {words}", source.count("\n") + 1)
     return Problem("", f"syntax error in column {column}: {words}", int(line))
+
+
+def unnamed(tree: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield that nothing is named to be served: the defaults are for no file, and one that was cut off must not bring them back."""
+    server = tree.get("server", {})
+    if isinstance(server, dict) and not {"handler", "command"} & server.keys():
+        words = 'must be written, or command in its place: what is to be served, such as handler = "mypackage.chat:serve" under [server]'
+        yield ("server", "handler"), words
 
 
 def validate(tree: dict[str, Any]) -> tuple[Config | None, list[Finding]]:
@@ -142,7 +156,7 @@ def _set_listener_aside(listeners: list[Any], index: int, *, keys: list[str | in
 
 def _faults(error: ValidationError) -> Iterator[tuple[KeyPath, str, tuple[str, ...]]]:
     """Yield path, message and related keys of each fault, all in the operator's language."""
-    for detail in error.errors(include_url=False):
+    for number, detail in enumerate(error.errors(include_url=False)):
         path, context = detail["loc"], detail.get("ctx", {})
         match detail["type"]:
             case "fault":
@@ -150,7 +164,7 @@ def _faults(error: ValidationError) -> Iterator[tuple[KeyPath, str, tuple[str, .
             case "value_error":
                 yield path, str(context["error"]), ()
             case "extra_forbidden":
-                yield path, _unknown(path), ()
+                yield path, _unknown(path) if number < HINTS_MAX else "unknown key", ()
             case _:  # what is left is a table of the schema that is none
                 written = "" if isinstance(path[-1], int) else f", written [{dotted(path)}]"
                 yield path, f"must be a table{written}, not {seen(detail['input'])}", ()
