@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
 from pathlib import Path
 
 from tests.support import children_of, descendants, stat_fields, title
@@ -100,22 +99,22 @@ DESCRIPTORS = (
     Right(Holder.MASTER, Thing.PHASE, 0, 4, "", ALWAYS, "written by it alone; a read-only one for molds"),
     Right(Holder.MASTER, Thing.SETTINGS, 0, 4, "", "while it starts a process", "what that process is to know"),
     Right(Holder.MASTER, Thing.MEMORY, 0, 16, "", "while a trial or an upgrade runs", "settings, verdicts, the state document"),
-    Right(Holder.MOLD, Thing.NULL, 1, 1, "r", ALWAYS, "0"),
+    Right(Holder.MOLD, Thing.NULL, 1, 1, "", ALWAYS, "0"),
     Right(Holder.MOLD, Thing.LOG, 2, 2, "w", ALWAYS, "1 and 2; nobody's to read"),
     Right(Holder.MOLD, Thing.CHANNEL, 1, 2, "rw", ALWAYS, "its own; an order's as well, until the clone has it"),
     Right(Holder.MOLD, Thing.ACTIVITY, 0, 1, "rw", "from an order to its clone", "it is the clone's"),
-    Right(Holder.SPARE, Thing.NULL, 1, 1, "r", ALWAYS, "0"),
+    Right(Holder.SPARE, Thing.NULL, 1, 1, "", ALWAYS, "0"),
     Right(Holder.SPARE, Thing.LOG, 2, 2, "w", ALWAYS, "1 and 2; nobody's to read"),
     Right(Holder.SPARE, Thing.CHANNEL, 1, 1, "rw", "from its birth to its last acknowledgement", "its own"),
     Right(Holder.SPARE, Thing.ACTIVITY, 0, 1, "rw", ALWAYS, "its own page, until it has mapped it"),
-    Right(Holder.SESSION, Thing.NULL, 1, 1, "r", ALWAYS, "0"),
+    Right(Holder.SESSION, Thing.NULL, 1, 1, "", ALWAYS, "0"),
     Right(Holder.SESSION, Thing.LOG, 2, 2, "w", ALWAYS, "1 and 2; nobody's to read"),
     Right(Holder.SESSION, Thing.CONNECTION, 0, 1, "rw", "from the hand-over to its end", "its own client"),
     Right(
         Holder.SESSION, Thing.CHANNEL, 0, 0, "rw", "never, where a worker has one session", "what it says there is about the next session"
     ),
     Right(Holder.SESSION, Thing.ACTIVITY, 0, 1, "rw", ALWAYS, "its own page, until it has mapped it"),
-    Right(Holder.EXPORTER, Thing.NULL, 1, 1, "r", ALWAYS, "0"),
+    Right(Holder.EXPORTER, Thing.NULL, 1, 1, "", ALWAYS, "0"),
     Right(Holder.EXPORTER, Thing.LOG, 2, 2, "w", ALWAYS, "1 and 2"),
     Right(Holder.EXPORTER, Thing.METRICS, 1, 1, "rw", ALWAYS, "it accepts scrapers"),
     Right(Holder.EXPORTER, Thing.PAIR, 1, 1, "rw", ALWAYS, "its lifeline"),
@@ -268,8 +267,12 @@ class Sockets:
             unix[int(words[6])] = int(words[4], 16), bool(int(words[3], 16) & 1 << 16), words[7] if len(words) > 7 else ""
         return cls(tcp, unix)
 
+    def know(self, inode: int) -> bool:
+        """Say whether a socket is in a table; a TCP socket that is closed on both ends is in none."""
+        return inode in self.unix or inode in self.tcp
+
     def thing(self, inode: int, *, control: str, metrics: int) -> Thing:
-        """Say what a socket is; a TCP socket that is in no table any more was one."""
+        """Say what a socket is; what is in no table was a TCP connection."""
         if inode in self.unix:
             kind, listens, path = self.unix[inode]
             if listens:
@@ -305,13 +308,13 @@ class View:
     metrics: int
 
 
-def _thing(view: View, link: str, inode: int, sockets: Callable[[], Sockets]) -> Thing:
+def _thing(view: View, link: str, inode: int, sockets: Sockets) -> Thing:
     if link == "/dev/null":
         return Thing.NULL
     if link in view.log:
         return Thing.LOG
     if link.startswith("socket:"):
-        return sockets().thing(inode, control=view.control, metrics=view.metrics)
+        return sockets.thing(inode, control=view.control, metrics=view.metrics)
     if link.startswith("/memfd:"):
         return memory(link)
     for beginning, thing in (("pipe:", Thing.PIPE), ("anon_inode:[eventpoll]", Thing.SELECTOR), ("anon_inode:[pidfd]", Thing.PIDFD)):
@@ -321,13 +324,17 @@ def _thing(view: View, link: str, inode: int, sockets: Callable[[], Sockets]) ->
 
 
 def _descriptors(view: View, pid: int) -> list[Held]:
-    # Read only after a descriptor has been seen, so that its socket is in the tables.
-    sockets = cache(lambda: Sockets.read(pid))
+    sockets = Sockets.read(pid)
     found = []
     for name in os.listdir(f"/proc/{pid}/fd"):
         try:
             link = os.readlink(f"/proc/{pid}/fd/{name}")
             status = os.stat(f"/proc/{pid}/fd/{name}")
+            if link.startswith("socket:") and not sockets.know(status.st_ino):
+                # It is newer than the tables, or closed by now.
+                sockets = Sockets.read(pid)
+                if os.readlink(f"/proc/{pid}/fd/{name}") != link:
+                    continue
             flags = next(line for line in Path(f"/proc/{pid}/fdinfo/{name}").read_text().splitlines() if line.startswith("flags:"))
         except OSError:
             # It has been closed.

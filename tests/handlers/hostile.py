@@ -142,6 +142,12 @@ def orphaned(act: Callable[[], object]) -> None:
     os.waitpid(forked(adopted), 0)
 
 
+def bounded_memory(more: int) -> None:
+    """Let this process have so many bytes more, and no more."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more,) * 2)
+
+
 def nap(seconds: float) -> None:
     """Be there for a while."""
     end = time.monotonic() + seconds
@@ -578,8 +584,7 @@ def games_with_limits(connection: Connection, rng: Random) -> None:
 @deed
 def out_of_memory(connection: Connection, rng: Random) -> None:
     """Have no memory left, in the handler and after it."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + (2 << 20),) * 2)
+    bounded_memory(2 << 20)
     while True:
         KEPT.append(bytearray(rng.choice([1 << 20, 4096, 64])))
 
@@ -686,7 +691,8 @@ def broken_streams(connection: Connection, rng: Random) -> None:
 
 @deed
 def deep_recursion(connection: Connection, rng: Random) -> None:
-    """Come to the end of the stack: Python's, or the kernel's."""
+    """Come to the end of the stack, or of memory."""
+    bounded_memory(32 << 20)
     if rng.random() < 0.3:
         sys.setrecursionlimit(10**9)
 

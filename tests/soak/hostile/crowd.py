@@ -91,6 +91,7 @@ class Crowd:
         self._stop.set()
         for thread in self._threads:
             thread.join()
-        for client, _ in self.held:
+        held, self.held = self.held, []
+        for client, _ in held:
             with contextlib.suppress(OSError):
                 client.close()
