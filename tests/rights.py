@@ -498,17 +498,23 @@ def _shared(processes: Mapping[int, Process], master: int, strict: Container[int
                 yield Breach(process.pid, process.started, f"shares {thing} with others", f"processes {foreign[:5]}")
 
 
-def judge(processes: Mapping[int, Process], master: int, *, trusted: Container[int] | None = None, reused: bool = False) -> set[Breach]:
-    """Return who breaks the table, and how. `trusted` are the sessions whose handler behaves; None: all do."""
+def judge(
+    processes: Mapping[int, Process], master: int, *, trusted: Container[int] | None = None, reused: bool = False, opened: bool = False
+) -> set[Breach]:
+    """Return who breaks the table, and how. `trusted` are the sessions whose handler behaves; None: all do.
+
+    `opened`: the handler's import has opened files of its own, so only what is the master's is looked for in mold, spares and sessions.
+    """
     strict = {
         pid
         for pid, process in processes.items()
         if process.holder is not None and (process.holder is not Holder.SESSION or trusted is None or pid in trusted)
     }
-    found = {*_taken(processes, master), *_shared(processes, master, strict)}
+    found = {*_taken(processes, master), *(() if opened else _shared(processes, master, strict))}
     for process in (processes[pid] for pid in strict):
         links = str([(held.fd, held.link) for held in process.held])
-        found |= {Breach(process.pid, process.started, text, links) for text in _strict(process, reused)}
+        if not opened or process.holder in (Holder.MASTER, Holder.EXPORTER):
+            found |= {Breach(process.pid, process.started, text, links) for text in _strict(process, reused)}
         found |= {
             Breach(process.pid, process.started, f"it is not so that: {claim.what} ({claim.why})")
             for claim in CLAIMS
@@ -518,9 +524,16 @@ def judge(processes: Mapping[int, Process], master: int, *, trusted: Container[i
 
 
 def broken_rights(
-    master: int, *, metrics: int = 0, control: str = "", trusted: Container[int] | None = None, reused: bool = False, looks: int = 3
+    master: int,
+    *,
+    metrics: int = 0,
+    control: str = "",
+    trusted: Container[int] | None = None,
+    reused: bool = False,
+    opened: bool = False,
+    looks: int = 3,
 ) -> list[str]:
-    """Return a sentence for each fact that the table does not allow, the same in so many looks, a moment apart."""
+    """Return a sentence for each fact that the table does not allow, the same in so many looks, a moment apart; see `judge`."""
     certain: set[Breach] | None = None
     kinds: dict[int, str] = {}
     for number in range(looks):
@@ -533,7 +546,7 @@ def broken_rights(
             return []
         if master not in processes:
             return []
-        found = judge(processes, master, trusted=trusted, reused=reused)
+        found = judge(processes, master, trusted=trusted, reused=reused, opened=opened)
         certain = found if certain is None else {breach for breach in certain if breach in found}
         kinds |= {pid: str(process.holder or "process") for pid, process in processes.items()}
         if not certain:

@@ -103,8 +103,8 @@ def shut_down_halves(scene: Scene, random: Random) -> None:
 
 
 def nonsense(scene: Scene, random: Random) -> None:
-    """Send megabytes that are no request."""
-    with scene.connect(random.randrange(4)) as client, contextlib.suppress(OSError):
+    """Send megabytes that are no request, and read none of the answers: at some time neither side can go on."""
+    with scene.connect(random.randrange(4), timeout=3) as client, contextlib.suppress(OSError):
         for _ in range(32):
             client.send(random.randbytes(65536))
         client.finish()

@@ -1,6 +1,7 @@
 """Handlers whose import does its worst. Either the reload is refused and the generation before goes on serving, or the new one serves."""
 
 import contextlib
+import time
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -103,6 +104,16 @@ IMPORTS = {
 }
 
 
+def _stands(scene: Scene, name: str) -> None:
+    """See that what the import has done neither ends the mold later on nor stays with its workers."""
+    starts = scene.mold_starts()
+    wrong = scene.broken_rights(opened=True)
+    assert not wrong, f"after {name}: {wrong}"
+    time.sleep(1)  # what is to come may take its time
+    more = scene.mold_starts() - starts
+    assert not more, f"after {name} the mold was started {more:g} times more within a second"
+
+
 def spoilt(name: str, spoilt: Spoilt) -> Act:
     """Return the attack: a reload to that handler, a look whether newcomers are served, and a reload back."""
 
@@ -112,11 +123,14 @@ def spoilt(name: str, spoilt: Spoilt) -> Act:
             f"spoilt_{seed}", HEAD + spoilt.code.replace("{seed}", str(seed)).replace("{{", "{").replace("}}", "}") + "\n"
         )
         scene.write(server__handler=f"{module}:serve", **(spoilt.changes or {}))
+        scene.opened = True
         try:
             told = scene.reload()
             outcome = {0: "applied", 1: "refused"}.get(told.status, told.text)
             assert outcome in ("applied", "refused"), f"a reload to a handler whose {name} was {outcome}"
             assert spoilt.outcome in ("", outcome), f"a reload to a handler whose {name} was {outcome}: {told.text[:500]}"
+            if told.status == 0:
+                _stands(scene, name)
             for _ in range(5):
                 with scene.connect(random.randrange(4)) as client:
                     answer = client.ask("echo after the import")
@@ -125,6 +139,7 @@ def spoilt(name: str, spoilt: Spoilt) -> Act:
             with contextlib.suppress(FileNotFoundError):
                 (scene.folder / "handlers" / f"{module}.py").unlink()
             scene.restore()
+            scene.opened = False
 
     return act
 

@@ -11,6 +11,8 @@ from pathlib import Path
 FATAL = ("loop_error", "giving_up", "exit_status_lost", "channel_lost", "listener_lost", "upgrade_failed")
 # As sessions forge it (tests/handlers/hostile.py).
 FORGED = "forged"
+# Of a file that was made longer than what is written to it; nobody prints so many.
+HOLE = bytes(65536)
 TEXT = re.compile(r"^\S+Z (?:debug|info|warning|error) (\w+)")
 LINES_KEPT = 400
 # A file is emptied by this process when it has grown so much.
@@ -56,6 +58,8 @@ class LogWatch:
     def _read(self) -> None:
         while chunk := self._chunk():
             self._at += len(chunk)
+            if not self._piped and HOLE in chunk:
+                self._wrong.append("somebody has made a hole in the log")
             *lines, self._rest = (self._rest + chunk).split(b"\n")
             for line in lines:
                 self._take(line.decode(errors="replace")[:8192])

@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.faultkit import Pipe
+from tests.rights import broken_rights
 from tests.soak.hostile.logwatch import LogWatch
 from tests.support import HANDLERS, Client, Daemon, LawKeeper, alive, descendants, eventually, title
 
@@ -55,6 +56,8 @@ class Scene:
             (folder / name).mkdir()
             (folder / name).chmod(mode)
         self.daemon = Daemon(folder)
+        # The handler in use has opened files of its own at its import.
+        self.opened = False
         self.library = readable_library(folder)
         self.write()
         self.pipe = Pipe(folder / "pipe") if piped else None
@@ -173,6 +176,24 @@ class Scene:
                 if alive(pid) and title(pid).startswith(tuple(f"poold: {word}" for word in words)):
                     found.append(pid)
         return sorted(found)
+
+    def broken_rights(self, trusted: Container[int] = (), *, opened: bool = False) -> list[str]:
+        """Hold everybody to the table of rights; sessions only where they are trusted."""
+        return broken_rights(
+            self.master, metrics=self.daemon.metrics_port, control=str(self.daemon.control), trusted=trusted, opened=opened
+        )
+
+    def mold_starts(self) -> float:
+        """Return how many molds were started so far."""
+
+        def count() -> list[float]:
+            try:
+                return [self.daemon.metrics()["poold_mold_starts_total"]]
+            except OSError:
+                # There is no exporter just now.
+                return []
+
+        return eventually(count, "a scrape")[0]
 
     def sweep(self) -> int:
         """Kill what sessions have left behind, by its name, and return how much there was."""

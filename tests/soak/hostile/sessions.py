@@ -8,7 +8,7 @@ from tests.soak.hostile.attack import Act, Kind, named
 from tests.soak.hostile.scene import Scene
 
 # How long a client waits for the end of a session that does its worst; some have no end of their own while their orphans live.
-PATIENCE = 20.0
+PATIENCE = 8.0
 # Deeds that weigh much are done once at a time.
 ALONE = {
     "fork-bomb",

@@ -133,6 +133,12 @@ class Verdict:
                 self.rights()
                 looked = time.monotonic()
 
+    def look(self) -> None:
+        """Look at everything now."""
+        if not self._scene.dead():
+            self._look()
+            self.rights()
+
     def _look(self) -> None:
         scene = self._scene
         keeper = scene.daemon.keeper
@@ -143,10 +149,7 @@ class Verdict:
 
     def rights(self) -> None:
         """Hold everybody to the table of rights."""
-        scene = self._scene
-        for text in rights.broken_rights(
-            scene.master, metrics=scene.daemon.metrics_port, control=str(scene.daemon.control), trusted=self._trusted()
-        ):
+        for text in self._scene.broken_rights(self._trusted(), opened=self._scene.opened):
             self._failures.add(text)
 
     def death(self) -> None:
