@@ -55,6 +55,8 @@ class Thing(StrEnum):
 
 
 MANY = 1 << 20
+# What tests call a process that user code has forked: it has the title of who forked it, and may have fallen to the master.
+LEFTOVER = "leftover"
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +371,8 @@ def _holder(view: View, pid: int, parent: int) -> Holder | None:
     if pid == view.master:
         return Holder.MASTER
     shown = title(pid)
+    if Path(f"/proc/{pid}/comm").read_text().strip() == LEFTOVER:
+        return None
     if parent != view.master or not shown.startswith("poold: ") or os.readlink(f"/proc/{pid}/exe") != view.program:
         return None
     word = shown.split()[1]
