@@ -387,7 +387,12 @@ def truncate_the_log(connection: Connection, rng: Random) -> None:
 
 @deed
 def lock_the_log(connection: Connection, rng: Random) -> None:
-    """Lock the log's stream in each way there is, and leave with the locks held by a process that stays."""
+    """Lock the log's stream in each way there is, and the folders of sockets, and leave with the locks held by a process that stays."""
+    for folder in ("folder", "scratch"):
+        for place in (str(connection.options[folder]), f"{connection.options[folder]}/run"):
+            fd = trying(os.open, place, os.O_RDONLY)
+            if fd is not None:
+                trying(fcntl.flock, fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     trying(fcntl.flock, 2, fcntl.LOCK_EX | fcntl.LOCK_NB)
     trying(fcntl.lockf, 2, fcntl.LOCK_EX | fcntl.LOCK_NB)
     trying(fcntl.fcntl, 2, fcntl.F_SETLEASE, fcntl.F_WRLCK)
@@ -431,6 +436,36 @@ def traced_orphan_that_executes(connection: Connection, rng: Random) -> None:
         os.execv("/bin/true", ["leftover"])
 
     orphaned(execute)
+
+
+@deed
+def traced_session(connection: Connection, rng: Random) -> None:
+    """Make the master its own tracer, then take signals and execute: it stops at each, until its tracer lets it go."""
+    LIBC.ptrace(PTRACE_TRACEME, 0, None, None)
+    for _ in range(rng.randrange(1, 4)):
+        os.kill(os.getpid(), rng.choice([signal.SIGSTOP, signal.SIGTSTP, signal.SIGWINCH, signal.SIGCHLD, signal.SIGCONT]))
+    if rng.random() < 0.5:
+        os.execv("/bin/true", ["true"])
+
+
+@deed
+def traced_by_a_child(connection: Connection, rng: Random) -> None:
+    """Be traced by a child of its own, which stops it, and lets it go or dies."""
+    me, (reader, writer) = os.getpid(), os.pipe()
+
+    def trace() -> None:
+        LIBC.ptrace(16, me, None, None)  # PTRACE_ATTACH
+        LIBC.waitpid(me, None, 0x40000000)  # __WALL
+        os.write(writer, b"x")
+        nap(rng.uniform(0, 1))
+        if rng.random() < 0.5:
+            LIBC.ptrace(17, me, None, None)  # PTRACE_DETACH
+        os.kill(me, signal.SIGCONT)
+
+    LIBC.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+    LIBC.prctl(0x59616D61, ctypes.c_long(-1), 0, 0, 0)  # PR_SET_PTRACER, where a security module asks for it
+    forked(trace)
+    os.read(reader, 1)
 
 
 @deed
@@ -515,6 +550,29 @@ def odd_exit(connection: Connection, rng: Random) -> None:
 def become_a_program(connection: Connection, rng: Random) -> None:
     """Become another program in the middle of the session."""
     os.execv("/bin/sleep", ["poold: mold", "0.3"])
+
+
+@deed
+def become_a_privileged_program(connection: Connection, rng: Random) -> None:
+    """Become a program of root's (set-user-ID), over whom the service user has no power."""
+    os.execv("/bin/mount", ["mount", "--version"])
+
+
+@deed
+def games_with_namespaces(connection: Connection, rng: Random) -> str | None:
+    """Be root in a namespace of its own, and try from there what was forbidden."""
+    flags = rng.choice([0x10000000, 0x10000000 | 0x20000000, 0x10000000 | 0x20000, 0x10000000 | 0x40000000])
+    if LIBC.unshare(flags) == 0:
+        forked(lambda: nap(0.3))
+        trying(os.setuid, 0)
+        return look_into_others(connection, rng) or touch_the_master(connection, rng)
+    return None
+
+
+@deed
+def forbidden_calls(connection: Connection, rng: Random) -> None:
+    """Forbid itself nearly every system call (seccomp(2), strict): the next one is death."""
+    LIBC.prctl(22, 1, 0, 0, 0)
 
 
 @deed
@@ -870,7 +928,6 @@ def touch_the_master(connection: Connection, rng: Random) -> str | None:
         "limit": lambda: resource.prlimit(master, resource.RLIMIT_NOFILE, (3, 3)),
         "slow": lambda: os.setpriority(os.PRIO_PROCESS, master, 19),
         "move": lambda: os.sched_setaffinity(master, {0}),
-        "root": lambda: os.setuid(0),
         "groups": lambda: os.setgroups([0]),
     }
     for what, act in acts.items():

@@ -40,6 +40,7 @@ class Run:
         self.piped: bool = arguments.log == "pipe" if arguments.log else random.Random(f"{arguments.seed} log").random() < 0.5
         self.failures = Failures(arguments.failures)
         self.done: Counter[str] = Counter()
+        self.died = False
         self.served = 0
         self.longest = 0.0
 
@@ -81,24 +82,30 @@ class Run:
             thread.start()
         for thread in lanes:
             thread.join()
-        dead = scene.dead()
-        if dead:
+        self.finish(scene, crowd, verdict)
+        if self.died:
+            take_orphans(before)
+        else:
+            verdict.left_behind()
+
+    def finish(self, scene: Scene, crowd: Crowd, verdict: Verdict) -> None:
+        """Let the crowd go, see that the daemon is as it was, and end it among guests; or say how it has died."""
+        self.died = scene.dead()
+        if self.died:
             verdict.death()
         crowd.stop()
         self.served += crowd.served
         self.longest = max(self.longest, crowd.longest)
-        if not dead:
+        if not self.died:
             verdict.final()
+            with self.failures.during("the end"):
+                for text in scene.ended_among_guests(random.Random(f"{self.seed} end")):
+                    self.failures.add(text)
         verdict.close()
-        if not dead:
-            scene.sweep()
+        scene.sweep()
         for text in scene.close():
             self.failures.add(f"at the end: {text}")
-        if dead:
-            scene.sweep()
-            take_orphans(before)
-        else:
-            verdict.left_behind()
+        scene.sweep()
 
     def verdict(self) -> int:
         """Say how it went, and return the exit status."""

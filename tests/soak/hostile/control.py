@@ -156,6 +156,20 @@ def closing_early(scene: Scene, random: Random) -> None:
     _answered(scene)
 
 
+def tables_of_odd_sessions(scene: Scene, random: Random) -> None:
+    """Look at the table and the state while sessions say odd things of themselves: whole, and nothing that a terminal obeys."""
+    with contextlib.ExitStack() as stack:
+        for name in ("odd-statuses", "very-many-statuses", "odd-deadlines", "deaf-for-a-while"):
+            stack.enter_context(scene.connect(random.randrange(4))).send(f"deed {name} 1\n".encode())
+        for words in (["ps"], ["ps", "--json"], ["status"], ["status", "--json"]):
+            told = scene.ask(*words)
+            assert told.status == 0, f"poold {' '.join(words)}: {told}"
+            odd = {character for character in told.text if not character.isprintable()} - {"\n"}
+            assert not odd, f"poold {' '.join(words)} prints {odd}"
+            if "--json" in words:
+                json.loads(told.text)
+
+
 def two_requests(scene: Scene, random: Random) -> None:
     """Ask again before there is an answer, byte by byte."""
     with _open(scene) as client, contextlib.suppress(OSError):
@@ -178,6 +192,7 @@ ATTACKS = named(
         "control-view-flood": view_flood,
         "control-write-into-views": write_into_views,
         "control-closing-early": closing_early,
+        "control-tables-of-odd-sessions": tables_of_odd_sessions,
         "control-two-requests": two_requests,
     },
 )

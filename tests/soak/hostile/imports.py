@@ -41,6 +41,10 @@ IMPORTS = {
         "a, b = socket.socketpair(); a.setblocking(False); b.setblocking(False); signal.set_wakeup_fd(a.fileno())", "applied"
     ),
     "import-outlives-its-master": Spoilt("ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)"),
+    "import-is-traced": Spoilt("ctypes.CDLL(None).ptrace(0, 0, None, None)"),
+    "import-is-traced-and-stops": Spoilt(
+        "ctypes.CDLL(None).ptrace(0, 0, None, None); os.kill(os.getpid(), random.Random({seed}).choice([28, 17, 19]))"
+    ),
     "import-leads-nothing": Spoilt(
         "trying(os.setsid); trying(os.setpgid, 0, os.getppid()); ctypes.CDLL(None).prctl(15, b'poold', 0, 0, 0)"
     ),

@@ -1,10 +1,12 @@
 """Reads the daemon's log all the time: a file that grows, or a pipe, which must not stay full."""
 
+import contextlib
 import json
 import os
 import re
 import threading
 from collections import Counter, deque
+from collections.abc import Iterator
 from pathlib import Path
 
 # What no attack may cause, in the words of the operator's handbook.
@@ -42,6 +44,7 @@ class LogWatch:
         self._rest = b""
         self._at = 0
         self._head = b""
+        self._reading = threading.Lock()
         self._end = threading.Event()
         self.stalled = threading.Event()
         self.events: Counter[str] = Counter()
@@ -53,7 +56,8 @@ class LogWatch:
     def _watch(self) -> None:
         while not self._end.wait(0.05):
             if not self.stalled.is_set():
-                self._read()
+                with self._reading:
+                    self._read()
 
     def _read(self) -> None:
         while chunk := self._chunk():
@@ -99,6 +103,20 @@ class LogWatch:
             self._wrong.append(f"the log says {line[:2000]}")
         elif event == FORGED:
             self._wrong.append("a line that a session has printed passes for one of poold's own")
+
+    @contextlib.contextmanager
+    def left(self) -> Iterator[None]:
+        """Be no reader for a while: whoever writes to the pipe gets EPIPE, and SIGPIPE."""
+        self.stalled.set()
+        with self._reading:
+            if self._piped:
+                os.close(self._fd)
+            try:
+                yield
+            finally:
+                if self._piped:
+                    self._fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
+                self.stalled.clear()
 
     def wrong(self) -> list[str]:
         """Return what has been seen since the last time, each once."""

@@ -110,6 +110,48 @@ def upgrades_and_reloads(scene: Scene, random: Random) -> None:
     _answers(scene)
 
 
+def upgrade_among_deaths(scene: Scene, random: Random) -> None:
+    """Have molds, trials, exporters and spares die at each moment of an upgrade: it is applied, or everything is as it was."""
+    scene.daemon.kill(signal.SIGUSR2)
+    for _ in range(random.randrange(1, 8)):
+        for pid in scene.titled(random.choice(["mold", "trial", "exporter", "spare"]))[-1:]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, random.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV]))
+        time.sleep(random.uniform(0, 0.3))  # so that it comes at various moments
+    _answers(scene)
+    upgrade(scene, random)
+
+
+def reload_among_deaths(scene: Scene, random: Random) -> None:
+    """The same of a reload."""
+    for _ in range(random.randrange(1, 8)):
+        scene.daemon.kill(signal.SIGHUP)
+        for pid in scene.titled(random.choice(["mold", "trial", "exporter", "spare"]))[-1:]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, random.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV]))
+        time.sleep(random.uniform(0, 0.3))  # so that it comes at various moments
+    _answers(scene)
+    told = scene.reload()
+    assert told.status == 0, f"a reload after deaths: {told}"
+
+
+def reader_of_the_log_leaves(scene: Scene, random: Random) -> None:
+    """Have nobody at the other end of the log for a moment, while molds and exporters die and are started anew."""
+    with scene.log.left():
+        for word in ("mold", "exporter"):
+            for pid in scene.titled(word):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        with scene.connect() as client:
+            client.send(b"deed print-many-lines 1\n")
+            client.line()
+        time.sleep(random.uniform(0.2, 1))  # that time passes is the attack
+        with scene.connect() as client:
+            answer = client.ask("echo to nobody")
+        assert answer == "to nobody", f"a client got {answer!r} while the log had no reader"
+    _answers(scene)
+
+
 def no_descriptors(scene: Scene, random: Random) -> None:
     """Let the master open nothing for a moment, while children die and clients come."""
     with out_of_files(scene.master):
@@ -214,6 +256,9 @@ ATTACKS = named(
         "SIGHUP-storm": signals(signal.SIGHUP, times=50),
         "signals-of-all-kinds": signals(signal.SIGHUP, *HARMLESS, times=100),
         "upgrade": upgrade,
+        "upgrade-among-deaths": upgrade_among_deaths,
+        "reload-among-deaths": reload_among_deaths,
+        "reader-of-the-log-leaves": reader_of_the_log_leaves,
         "upgrades-and-reloads": upgrades_and_reloads,
         "no-descriptors": no_descriptors,
         "no-memory": no_memory,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from tests.faultkit import Pipe
@@ -34,6 +35,16 @@ address = "unix://{folder}/run/lonely.sock"
 name = "lonely"
 mode = "0666"
 """
+# Deeds of sessions that are inside when the daemon is to stop.
+GUESTS = (
+    "deaf-for-a-while",
+    "traced-session",
+    "main-thread-ends",
+    "fork-bomb",
+    "threads-that-outlive",
+    "flood-its-client",
+    "out-of-memory",
+)
 # What of the standard library nobody needs here.
 LEFT_OUT = ("test", "site-packages", "idlelib", "ensurepip", "lib2to3", "tkinter", "turtledemo", "pydoc_data", "__pycache__", "config-*")
 
@@ -68,6 +79,10 @@ class Scene:
         self.log = LogWatch(self.pipe.path if self.pipe else self.daemon.log, piped=self.pipe is not None)
         prelude = self.pipe.prelude if self.pipe else ""
         self.daemon.start(environ={"TMPDIR": str(self.folder / "tmp")}, prelude=prelude, laws=False)
+        if self.pipe is not None:
+            # The log's reader is its only one from now on, so that it can leave.
+            os.close(self.pipe.reader)
+            self.pipe.reader = -1
         self.daemon.keeper = LawKeeper(self.daemon.metrics, SCRAPES_PER_SECOND)
 
     # ---- settings ----
@@ -216,6 +231,23 @@ class Scene:
             return [f"somebody has changed the log's stream: {text}" for flag, text in names.items() if (flags ^ right) & flag]
         finally:
             os.close(fd)
+
+    def ended_among_guests(self, random: Random) -> list[str]:
+        """Ask the daemon to stop while sessions are inside that do not want to end; return what is wrong with how it does."""
+        guests = [self.connect(number, timeout=10) for number in range(6)]
+        for client in guests:
+            client.send(f"deed {random.choice(GUESTS)} {random.randrange(99)}\n".encode())
+        self.daemon.kill(random.choice([signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]))
+        if random.random() < 0.3:
+            self.daemon.kill(signal.SIGTERM)
+        try:
+            status = self.daemon.wait()
+        except subprocess.TimeoutExpired:
+            return ["the daemon has not ended within half a minute after it was asked to"]
+        finally:
+            for client in guests:
+                client.close()
+        return [] if status == 0 else [f"the daemon has ended with {status} after it was asked to stop"]
 
     def close(self) -> list[str]:
         """Stop the daemon, and return what it leaves that it should not."""
