@@ -34,7 +34,9 @@ class Thing(StrEnum):
     """What a descriptor or a mapping may be of."""
 
     NULL = "/dev/null"
-    LOG = "the log's stream"
+    STREAM = "the stream that is printed to"
+    OWN_STREAM = "the pipe of poold's own lines"
+    REAL_STREAM = "the log behind the logger"
     LISTENER = "a listening socket"
     CONTROL = "the control socket"
     METRICS = "the metrics listener"
@@ -76,7 +78,11 @@ ALWAYS = "from its start to its end"
 
 DESCRIPTORS = (
     Right(Holder.MASTER, Thing.NULL, 0, 1, "", ALWAYS, "0, as the service manager gave it"),
-    Right(Holder.MASTER, Thing.LOG, 1, MANY, "", ALWAYS, "1 and 2 as they were given; what children print comes back to it"),
+    Right(
+        Holder.MASTER, Thing.STREAM, 1, MANY, "", ALWAYS, "1 and 2 as they were given; or both ends of a pipe that loggers come and go at"
+    ),
+    Right(Holder.MASTER, Thing.OWN_STREAM, 0, MANY, "", "while there are loggers", "the same, of a pipe that no user's code has"),
+    Right(Holder.MASTER, Thing.REAL_STREAM, 0, 3, "", "while there are loggers", "1 and 2 as they were given; the next program's"),
     Right(Holder.MASTER, Thing.LISTENER, 0, MANY, "rw", "from the first bind to the drain", "it alone accepts"),
     Right(Holder.MASTER, Thing.CONTROL, 0, 1, "rw", ALWAYS, "it answers operators"),
     Right(Holder.MASTER, Thing.METRICS, 0, 2, "rw", ALWAYS, "bound here, so that an exporter can be replaced; two while a reload moves it"),
@@ -102,32 +108,32 @@ DESCRIPTORS = (
     Right(Holder.MASTER, Thing.SETTINGS, 0, 4, "", "while it starts a process", "what that process is to know"),
     Right(Holder.MASTER, Thing.MEMORY, 0, 16, "", "while a trial or an upgrade runs", "settings, verdicts, the state document"),
     Right(Holder.MOLD, Thing.NULL, 1, 1, "", ALWAYS, "0"),
-    Right(Holder.MOLD, Thing.LOG, 2, 2, "w", ALWAYS, "1 and 2; nobody's to read"),
+    Right(Holder.MOLD, Thing.STREAM, 2, 2, "w", ALWAYS, "1 and 2; nobody's to read"),
     Right(Holder.MOLD, Thing.CHANNEL, 1, 2, "rw", ALWAYS, "its own; an order's as well, until the clone has it"),
     Right(Holder.MOLD, Thing.ACTIVITY, 0, 1, "rw", "from an order to its clone", "it is the clone's"),
     Right(Holder.SPARE, Thing.NULL, 1, 1, "", ALWAYS, "0"),
-    Right(Holder.SPARE, Thing.LOG, 2, 2, "w", ALWAYS, "1 and 2; nobody's to read"),
+    Right(Holder.SPARE, Thing.STREAM, 2, 2, "w", ALWAYS, "1 and 2; nobody's to read"),
     Right(Holder.SPARE, Thing.CHANNEL, 1, 1, "rw", "from its birth to its last acknowledgement", "its own"),
     Right(Holder.SPARE, Thing.ACTIVITY, 0, 1, "rw", ALWAYS, "its own page, until it has mapped it"),
     Right(Holder.SESSION, Thing.NULL, 1, 1, "", ALWAYS, "0"),
-    Right(Holder.SESSION, Thing.LOG, 2, 2, "w", ALWAYS, "1 and 2; nobody's to read"),
+    Right(Holder.SESSION, Thing.STREAM, 2, 2, "w", ALWAYS, "1 and 2; nobody's to read"),
     Right(Holder.SESSION, Thing.CONNECTION, 0, 1, "rw", "from the hand-over to its end", "its own client"),
     Right(
         Holder.SESSION, Thing.CHANNEL, 0, 0, "rw", "never, where a worker has one session", "what it says there is about the next session"
     ),
     Right(Holder.SESSION, Thing.ACTIVITY, 0, 1, "rw", ALWAYS, "its own page, until it has mapped it"),
     Right(Holder.EXPORTER, Thing.NULL, 1, 1, "", ALWAYS, "0"),
-    Right(Holder.EXPORTER, Thing.LOG, 2, 2, "w", ALWAYS, "1 and 2"),
+    Right(Holder.EXPORTER, Thing.STREAM, 0, 2, "w", "where there is no logger", "1 and 2"),
+    Right(Holder.EXPORTER, Thing.OWN_STREAM, 0, 2, "w", "where there is a logger", "1 and 2: its lines are poold's own"),
     Right(Holder.EXPORTER, Thing.METRICS, 1, 1, "rw", ALWAYS, "it accepts scrapers"),
     Right(Holder.EXPORTER, Thing.PAIR, 1, 1, "rw", ALWAYS, "its lifeline"),
     Right(Holder.EXPORTER, Thing.CONNECTION, 0, 18, "rw", "while it answers", "scrapers"),
     Right(Holder.EXPORTER, Thing.COUNTERS, 0, 1, "r", "a mapping may keep a duplicate", "what it shows"),
-    Right(Holder.LOGGER, Thing.NULL, 0, 3, "", ALWAYS, "0"),
-    Right(Holder.LOGGER, Thing.LOG, 0, 3, "w", ALWAYS, "where it writes"),
-    Right(Holder.LOGGER, Thing.PIPE, 0, MANY, "", ALWAYS, "what others print"),
-    Right(Holder.LOGGER, Thing.PAIR, 0, MANY, "rw", ALWAYS, "what others print, and its lifeline"),
-    Right(Holder.LOGGER, Thing.DATAGRAM, 0, MANY, "rw", ALWAYS, "what others print"),
-    Right(Holder.LOGGER, Thing.CHANNEL, 0, MANY, "rw", ALWAYS, "its lifeline"),
+    Right(Holder.LOGGER, Thing.NULL, 1, 1, "", ALWAYS, "0"),
+    Right(Holder.LOGGER, Thing.REAL_STREAM, 2, 2, "w", ALWAYS, "1 and 2: it alone writes there"),
+    Right(Holder.LOGGER, Thing.STREAM, 1, 1, "r", ALWAYS, "what user code prints"),
+    Right(Holder.LOGGER, Thing.OWN_STREAM, 1, 1, "r", ALWAYS, "what poold's own processes say"),
+    Right(Holder.LOGGER, Thing.CHANNEL, 1, 1, "rw", ALWAYS, "its lifeline"),
     Right(Holder.LOGGER, Thing.SELECTOR, 0, 1, "rw", ALWAYS, "its one place to wait"),
 )
 
@@ -145,7 +151,17 @@ MAPPINGS = (
 
 # Nothing of these is in any process below the master but in those that DESCRIPTORS names, whoever started it: sessions may open what they
 # like by themselves, but what they have of these is poold's.
-MASTERS_OWN = {Thing.LISTENER, Thing.CONTROL, Thing.METRICS, Thing.COUNTERS, Thing.TABLE, Thing.PHASE, Thing.CHANNEL, Thing.PAIR}
+MASTERS_OWN = {
+    Thing.LISTENER,
+    Thing.CONTROL,
+    Thing.METRICS,
+    Thing.COUNTERS,
+    Thing.TABLE,
+    Thing.PHASE,
+    Thing.CHANNEL,
+    Thing.PAIR,
+    Thing.OWN_STREAM,
+}
 # What is one process's and nobody else's, but for the master and for what that process has forked.
 EXCLUSIVE = {Thing.CONNECTION, Thing.CHANNEL, Thing.ACTIVITY}
 
@@ -232,16 +248,10 @@ CLAIMS = (
         "it would stay ignored in every program that it starts",
     ),
     Claim(
-        (Holder.MOLD, Holder.SPARE),
-        "no signal is caught",
-        lambda own, master: own.mask("SigCgt") & ORDINARY == 0,
-        "TERM must do what it does to any process",
-    ),
-    Claim(
-        (Holder.SESSION,),
-        "only SIGPIPE is caught",
+        (Holder.MOLD, *WORKERS),
+        "no signal is caught but SIGPIPE",
         lambda own, master: own.mask("SigCgt") & ORDINARY & ~SIGPIPE_BIT == 0,
-        "its handler expects BrokenPipeError",
+        "TERM must do what it does to any process, and a closed pipe is an error and not death",
     ),
 )
 
@@ -301,11 +311,11 @@ def memory(link: str) -> Thing:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a look knows before it looks: whose processes, their program, the links of the log's streams, and which sockets are which."""
+    """What a look knows before it looks: whose processes, their program, what the links of the log's streams are, and which sockets are which."""
 
     master: int
     program: str
-    log: frozenset[str]
+    streams: Mapping[str, Thing]
     control: str
     metrics: int
 
@@ -313,8 +323,8 @@ class View:
 def _thing(view: View, link: str, inode: int, sockets: Sockets) -> Thing:
     if link == "/dev/null":
         return Thing.NULL
-    if link in view.log:
-        return Thing.LOG
+    if link in view.streams:
+        return view.streams[link]
     if link.startswith("socket:"):
         return sockets.thing(inode, control=view.control, metrics=view.metrics)
     if link.startswith("/memfd:"):
@@ -381,17 +391,27 @@ def _holder(view: View, pid: int, parent: int) -> Holder | None:
     return None if word in ("trial", "master") else Holder.SESSION
 
 
+def streams_of(master: int) -> dict[str, Thing]:
+    """Return what the links of a master's streams are. Where it has both ends of the pipe at 2, there are loggers, and another pipe of the kind."""
+    ends: dict[str, set[str]] = {}
+    for name in os.listdir(f"/proc/{master}/fd"):
+        try:
+            link, mode = os.readlink(f"/proc/{master}/fd/{name}"), os.lstat(f"/proc/{master}/fd/{name}").st_mode
+        except OSError:
+            # It has been closed.
+            continue
+        # The link's own mode says what the descriptor is open for (proc(5)).
+        ends.setdefault(link, set()).update(end for end, bit in (("r", 0o400), ("w", 0o200)) if mode & bit)
+    one, two = (os.readlink(f"/proc/{master}/fd/{fd}") for fd in (1, 2))
+    pipes = {link for link, both in ends.items() if link.startswith("pipe:") and both == {"r", "w"}}
+    if two not in pipes:
+        return {one: Thing.STREAM, two: Thing.STREAM}
+    return {one: Thing.REAL_STREAM} | dict.fromkeys(pipes, Thing.STREAM) | {two: Thing.OWN_STREAM}
+
+
 def look(master: int, *, metrics: int = 0, control: str = "") -> dict[int, Process]:
     """Return the master and everything below it, by pid. `metrics` is the port of the metrics listener, `control` the control socket."""
-    log = {os.readlink(f"/proc/{master}/fd/{fd}") for fd in (1, 2)}
-    for child in children_of(master):
-        try:
-            if title(child).startswith("poold: logger"):
-                log |= {os.readlink(f"/proc/{child}/fd/{name}") for name in os.listdir(f"/proc/{child}/fd")} - {"/dev/null"}
-        except OSError:
-            # It has ended.
-            continue
-    view = View(master, os.readlink(f"/proc/{master}/exe"), frozenset(log), control, metrics)
+    view = View(master, os.readlink(f"/proc/{master}/exe"), streams_of(master), control, metrics)
     found = {}
     for pid in (master, *descendants(master)):
         try:

@@ -99,7 +99,7 @@ OFFENCES = {
     "reads the log": ("import os; KEEP = os.open(os.readlink('/proc/self/fd/2'), os.O_RDONLY)", "has r and not only w"),
     "ignores": ("import signal; signal.signal(signal.SIGUSR1, signal.SIG_IGN)", "no signal is ignored"),
     "blocks": ("import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])", "no signal is blocked"),
-    "catches": ("import signal; signal.signal(signal.SIGUSR1, print)", "only SIGPIPE is caught"),
+    "catches": ("import signal; signal.signal(signal.SIGUSR1, print)", "no signal is caught but SIGPIPE"),
     "shares": ("import os, time; KEEP = os.fork()\nif not KEEP: time.sleep(60)", None),
 }
 
