@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from tests.support import children_of, descendants, stat_fields, title
+from tests.support import descendants, stat_fields, title
 
 
 class Holder(StrEnum):
@@ -311,7 +311,7 @@ def memory(link: str) -> Thing:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a look knows before it looks: whose processes, their program, what the links of the log's streams are, and which sockets are which."""
+    """What a look knows before it looks: whose processes, their program, what the log's streams are, which sockets are which."""
 
     master: int
     program: str
@@ -392,7 +392,7 @@ def _holder(view: View, pid: int, parent: int) -> Holder | None:
 
 
 def streams_of(master: int) -> dict[str, Thing]:
-    """Return what the links of a master's streams are. Where it has both ends of the pipe at 2, there are loggers, and another pipe of the kind."""
+    """Return what the links of a master's streams are: with both ends of the pipe at 2 it has loggers, and a second such pipe."""
     ends: dict[str, set[str]] = {}
     for name in os.listdir(f"/proc/{master}/fd"):
         try:
