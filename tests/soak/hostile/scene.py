@@ -218,7 +218,8 @@ class Scene:
 
     def log_changes(self) -> list[str]:
         """Say what has been changed on the stream that all have in common, and change it back."""
-        fd = copied_descriptor(self.master, 2)
+        # Where there is a logger, 2 is the master's pipe to it, and 1 the log itself; else both are.
+        fd = copied_descriptor(self.master, 1)
         if fd < 0:
             return []
         try:
