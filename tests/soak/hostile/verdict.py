@@ -14,7 +14,7 @@ from pathlib import Path
 from tests import rights
 from tests.soak.hostile.scene import Scene
 from tests.soak.reloads import private_kilobytes
-from tests.support import children_of, eventually, stat_fields
+from tests.support import children_of, descendants, eventually, stat_fields, title
 
 # Kilobytes that the master may have more at the end than at the beginning, whatever has been served and reloaded meanwhile; and its
 # shared memory.
@@ -168,7 +168,7 @@ class Verdict:
             self.quiet()
             eventually(lambda: not self._more(), "the descriptors and the memory of the beginning", seconds=20)
         except AssertionError as error:
-            self._failures.add(f"at the end: {error}; more than at the beginning: {self._more()}")
+            self._failures.add(f"at the end: {error}; more than at the beginning: {self._more()}; there are {self._strangers()}")
         self.rights()
         self._look()
         if loop_errors := self._count("poold_loop_errors_total"):
@@ -176,6 +176,17 @@ class Verdict:
         keeper = scene.daemon.keeper
         if keeper is None or not keeper.scrapes:
             self._failures.add("at the end: nobody could scrape")
+
+    def _strangers(self) -> list[str]:
+        """Describe the processes that are neither spares nor what a daemon always has."""
+        found = []
+        for pid in descendants(self._scene.master):
+            with contextlib.suppress(OSError):
+                line = title(pid)
+                if not line.startswith(("poold: spare", "poold: mold", "poold: exporter", "poold: logger")):
+                    state, waits = (stat_fields(pid) or ["gone"])[0], Path(f"/proc/{pid}/wchan").read_text()
+                    found.append(f"{pid} {line[:80]!r} {Path(f'/proc/{pid}/comm').read_text().strip()!r} {state} in {waits}")
+        return found
 
     def _more(self) -> list[str]:
         before, now = self._baseline, Possessions.of(self._scene)
