@@ -148,6 +148,20 @@ def bounded_memory(more: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more,) * 2)
 
 
+def woken_later() -> None:
+    """Have a child continue this process a few times in the next seconds, for as long as it is this process's child."""
+    me = os.getpid()
+    if os.fork() == 0:
+        # Not called a leftover: whoever is called so may be killed before it has done this.
+        try:
+            for _ in range(4):
+                nap(0.7)
+                if os.getppid() == me:
+                    os.kill(me, signal.SIGCONT)
+        finally:
+            os._exit(0)
+
+
 def nap(seconds: float) -> None:
     """Be there for a while."""
     end = time.monotonic() + seconds
@@ -441,6 +455,7 @@ def traced_orphan_that_executes(connection: Connection, rng: Random) -> None:
 @deed
 def traced_session(connection: Connection, rng: Random) -> None:
     """Make the master its own tracer, then take signals and execute: it stops at each, until its tracer lets it go."""
+    woken_later()
     LIBC.ptrace(PTRACE_TRACEME, 0, None, None)
     for _ in range(rng.randrange(1, 4)):
         os.kill(os.getpid(), rng.choice([signal.SIGSTOP, signal.SIGTSTP, signal.SIGWINCH, signal.SIGCHLD, signal.SIGCONT]))
@@ -451,6 +466,7 @@ def traced_session(connection: Connection, rng: Random) -> None:
 @deed
 def traced_by_a_child(connection: Connection, rng: Random) -> None:
     """Be traced by a child of its own, which stops it, and lets it go or dies."""
+    woken_later()
     me, (reader, writer) = os.getpid(), os.pipe()
 
     def trace() -> None:
@@ -460,7 +476,6 @@ def traced_by_a_child(connection: Connection, rng: Random) -> None:
         nap(rng.uniform(0, 1))
         if rng.random() < 0.5:
             LIBC.ptrace(17, me, None, None)  # PTRACE_DETACH
-        os.kill(me, signal.SIGCONT)
 
     LIBC.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
     LIBC.prctl(0x59616D61, ctypes.c_long(-1), 0, 0, 0)  # PR_SET_PTRACER, where a security module asks for it
@@ -519,16 +534,8 @@ def kill_itself(connection: Connection, rng: Random) -> None:
 @deed
 def stop_itself(connection: Connection, rng: Random) -> None:
     """Stop, and be continued by a child after a while."""
-    me = os.getpid()
-
-    if os.fork() == 0:
-        # Not called a leftover: whoever is called so may be killed before it has done this.
-        try:
-            nap(1)
-        finally:
-            os.kill(me, signal.SIGCONT)
-            os._exit(0)
-    os.kill(me, signal.SIGSTOP)
+    woken_later()
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 @deed
