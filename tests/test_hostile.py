@@ -29,6 +29,14 @@ FOUND_FAULTS = """
     import-forks-and-both-come-back import-changes-signals import-sets-a-timer import-floods-its-channel import-lowers-open-files
     settings-empty no-memory
 """.split()
+# What a daemon does not withstand yet. A row goes when the fault is mended: the test says so by failing.
+NOT_YET = {
+    "stopped-orphans": "the stop of an orphan that the master traces is taken for its exit",
+    "truncate-the-log": "sessions have the log's own file",
+    "unblock-the-log": "sessions have the log's own open file description",
+    "forge-log-lines": "a line that a session prints is not told from poold's own",
+    "scrapers-bad-accept": "a version that is no number ends the request without an answer",
+}
 BY_NAME = {attack.name: attack for attack in ATTACKS}
 
 
@@ -38,6 +46,7 @@ class Stage:
     def __init__(self) -> None:
         self._stack = ExitStack()
         self.scene: Scene | None = None
+        self.failures = Failures(limit=1)
 
     def ready(self) -> Scene:
         """Return the daemon, started if need be."""
@@ -83,8 +92,14 @@ def stage() -> Iterator[Stage]:
     assert not wrong or not withstood, wrong
 
 
+CASES = [
+    pytest.param(BY_NAME[name], id=name, marks=[pytest.mark.xfail(reason=NOT_YET[name], strict=True)] if name in NOT_YET else [])
+    for name in FOUND_FAULTS
+]
+
+
 @needs_root
-@pytest.mark.parametrize("attack", [BY_NAME[name] for name in FOUND_FAULTS], ids=FOUND_FAULTS)
+@pytest.mark.parametrize("attack", CASES)
 def test_attack(stage: Stage, attack: Attack) -> None:
     """The daemon lives through it, honest sessions are served meanwhile, everybody holds what he may, and no law is broken."""
     scene = stage.ready()

@@ -1,4 +1,4 @@
-"""An hour of hostility: `python -m tests.soak.hostile [--minutes 60] [--seed N] [--rate 50]`; as root, on Linux, on loopback.
+"""An hour of attacks on one daemon: `python -m tests.soak.hostile [--minutes 60] [--seed N] [--rate 50]`; for root, on loopback.
 
 A poold runs as root with `[server] user = "nobody"`. Fifty honest sessions a second check that their own nonce comes back, a few more are
 held all the time, and meanwhile two lanes of attacks go on, one after the other in each: the *daemon's* (handlers whose import does its
