@@ -482,9 +482,14 @@ def children_of(pid: int) -> list[int]:
 
 def descendants(pid: int) -> list[int]:
     """Return the pids of a process's children, and of theirs."""
-    found = children_of(pid)
-    for child in list(found):
-        found += descendants(child)
+    children: dict[int, list[int]] = {}
+    for process in processes():
+        if (fields := stat_fields(process)) is not None:
+            children.setdefault(int(fields[1]), []).append(process)
+    found = list(children.get(pid, []))
+    for child in found:
+        # The list grows while it is gone through.
+        found += children.get(child, [])
     return found
 
 

@@ -68,6 +68,9 @@ class Mold:
             signal.set_wakeup_fd(-1)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             sandbox.vanish_with(worker.master)
+            # The signal of a timer of the import's has its default in a moment, which is the end of this process.
+            for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+                signal.setitimer(timer, 0)
         # A signal that comes to a worker before it has set itself up must do what it does to any process.
         for number in altered_dispositions():
             signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,181 @@
+"""The table of rights: every process holds what it says and nothing else, and who holds more is found."""
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faultkit import mold_of, needs_root
+from tests.rights import CHILDREN, CLAIMS, DESCRIPTORS, MAPPINGS, Holder, Process, Thing, broken_rights, look
+from tests.support import Daemon, eventually
+from tests.upgradekit import upgraded
+
+Poold = Callable[..., Daemon]
+
+USERS = [pytest.param({}, id="one user"), pytest.param({"server.user": "nobody"}, id="another user", marks=needs_root)]
+KINDS = (Holder.MASTER, Holder.MOLD, Holder.SPARE, Holder.SESSION, Holder.EXPORTER)
+
+
+def start(poold: Poold, options: dict[str, Any]) -> Daemon:
+    """Start a daemon whose folder its service user may read."""
+    daemon = poold(options=options)
+    for folder in (daemon.folder, *daemon.folder.parents):
+        if "server.user" in options and folder.stat().st_mode & 0o077 == 0:
+            folder.chmod(0o755)
+    return daemon.start()
+
+
+def wrong(daemon: Daemon, **options: Any) -> list[str]:
+    """Return what the table does not allow."""
+    return broken_rights(daemon.master, metrics=daemon.metrics_port, control=str(daemon.control), **options)
+
+
+def processes(daemon: Daemon) -> list[Process]:
+    """Return all that there are, when there is one of each kind at least."""
+
+    def all_kinds() -> list[Process]:
+        found = list(look(daemon.master, metrics=daemon.metrics_port, control=str(daemon.control)).values())
+        return found if {process.holder for process in found} >= set(KINDS) else []
+
+    return eventually(all_kinds, "one of each kind")
+
+
+@pytest.mark.parametrize("options", USERS)
+def test_everybody_holds_what_the_table_says(poold: Poold, options: dict[str, Any]) -> None:
+    """Master, mold, spares, sessions and exporter hold what their rows allow: with a status, after a reload and an upgrade."""
+    daemon = start(poold, options)
+    with daemon.connect() as one, daemon.connect() as two:
+        assert one.ask("echo one") == "one"
+        assert two.ask("status busy") == "ok"
+        processes(daemon)
+        assert wrong(daemon) == []
+        assert daemon.cli("reload", "--socket", str(daemon.control)).returncode == 0
+        with daemon.connect() as three:
+            assert three.ask("status busy too") == "ok"
+            assert wrong(daemon) == []
+        upgraded(daemon)
+        with daemon.connect() as four:
+            assert four.ask("echo four") == "four"
+            processes(daemon)
+            assert wrong(daemon) == []
+
+
+def test_a_worker_that_goes_on_keeps_its_channel(poold: Poold) -> None:
+    """With workers that serve several sessions, the channel is the only thing that a serving worker has besides, and it is told apart."""
+    daemon = start(poold, {"pool.connections_per_child": 0})
+    with daemon.connect() as client:
+        assert client.ask("status busy") == "ok"
+        assert wrong(daemon, reused=True) == []
+        assert any("a channel" in text for text in wrong(daemon))
+
+
+def test_the_table_is_about_what_there_is(poold: Poold) -> None:
+    """Each kind of process has rows and claims, and what a row says must be there is found by the look in each such process."""
+    daemon = start(poold, {})
+    with daemon.connect() as client:
+        assert client.ask("status busy") == "ok"
+        for process in processes(daemon):
+            assert process.holder is not None
+            assert any(process.holder in claim.holders for claim in CLAIMS)
+            held = {held.thing for held in process.held}
+            mapped = {thing for thing, _, _ in process.mapped}
+            assert {row.thing for row in DESCRIPTORS if row.holder is process.holder and row.least} <= held
+            assert {row.thing for row in MAPPINGS if row.holder is process.holder and row.least} <= mapped
+    keys = [(row.holder, row.thing) for row in DESCRIPTORS]
+    assert len(keys) == len(set(keys))
+
+
+# What a session does to itself, and what is found of it.
+OFFENCES = {
+    "listens": ("import socket; KEEP = socket.create_server(('127.0.0.1', 0))", Thing.LISTENER),
+    "maps": ("import os; KEEP = os.memfd_create('poold-counters')", Thing.COUNTERS),
+    "waits": ("import select; KEEP = select.epoll()", Thing.SELECTOR),
+    "pipes": ("import os; KEEP = os.pipe()", Thing.PIPE),
+    "opens": ("KEEP = open('/etc/passwd')", Thing.OTHER),
+    "reads the log": ("import os; KEEP = os.open(os.readlink('/proc/self/fd/2'), os.O_RDONLY)", "has r and not only w"),
+    "ignores": ("import signal; signal.signal(signal.SIGUSR1, signal.SIG_IGN)", "no signal is ignored"),
+    "blocks": ("import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])", "no signal is blocked"),
+    "catches": ("import signal; signal.signal(signal.SIGUSR1, print)", "no signal is caught but SIGPIPE"),
+    "shares": ("import os, time; KEEP = os.fork()\nif not KEEP: time.sleep(60)", None),
+}
+
+
+@pytest.mark.parametrize("name", OFFENCES)
+def test_who_holds_more_is_found(poold: Poold, name: str) -> None:
+    """What a session has that no row allows is found in that session and nowhere else; what it forks may have what is its own."""
+    code, found = OFFENCES[name]
+    daemon = poold()
+    (daemon.folder / "offender.py").write_text(
+        f"def serve(connection):\n    exec({code!r}, globals())\n    connection.socket.sendall(b'done\\n')\n    connection.socket.recv(1)\n"
+        "    globals().get('KEEP') and name == 'shares' and __import__('os').kill(KEEP, 9)\n".replace(
+            "name == 'shares'", str(name == "shares")
+        )
+    )
+    daemon.write(options={"server.handler": "offender:serve", "server.path": [str(daemon.folder)]})
+    daemon.start()
+    with daemon.connect() as client:
+        assert client.line() == "done"
+        (pid,) = (process.pid for process in processes(daemon) if process.holder is Holder.SESSION)
+        texts = wrong(daemon)
+        if found is None:
+            assert texts == []
+        else:
+            assert texts
+            assert all(text.startswith(f"serving worker {pid} ") for text in texts)
+            assert any(str(found) in text for text in texts), texts
+            # What sessions do to themselves is their own affair where they are not trusted.
+            assert wrong(daemon, trusted=set()) == []
+
+
+@needs_root
+def test_a_listener_in_a_session_is_found_whoever_it_is(poold: Poold) -> None:
+    """A descriptor of the master's in a process below it is found, trusted or not: here one that a test has carried there itself."""
+    daemon = poold()
+    (daemon.folder / "thief.py").write_text(
+        "import array, os, socket\n"
+        "def serve(connection):\n"
+        "    with socket.socket(socket.AF_UNIX) as end:\n"
+        f"        end.connect({str(daemon.folder / 'gift.sock')!r})\n"
+        "        global KEEP\n"
+        "        KEEP = socket.recv_fds(end, 1, 1)[1]\n"
+        "        connection.socket.sendall(b'done\\n')\n"
+        "        connection.socket.recv(1)\n"
+    )
+    daemon.write(options={"server.handler": "thief:serve", "server.path": [str(daemon.folder)]})
+    path = daemon.folder / "gift.sock"
+    with socket.socket(socket.AF_UNIX) as giver:
+        giver.bind(str(path))
+        giver.listen()
+        daemon.start()
+        with daemon.connect() as client:
+            taker, _ = giver.accept()
+            with taker:
+                socket.send_fds(taker, [b"x"], [daemon.listener.fileno()])
+                assert client.line() == "done"
+                assert any("has a listening socket of the master's" in text for text in wrong(daemon, trusted=set()))
+    path.unlink()
+
+
+def test_who_is_traced_or_stopped_is_looked_at_too(poold: Poold) -> None:
+    """A process that stands still is judged like any other, and one that has ended is not."""
+    daemon = poold().start()
+    mold = mold_of(daemon)
+    os.kill(mold, signal.SIGSTOP)
+    try:
+        assert wrong(daemon) == []
+    finally:
+        os.kill(mold, signal.SIGCONT)
+    daemon.stop()
+    assert wrong(daemon) == []
+    assert not Path(f"/proc/{mold}").exists()
+
+
+def test_claims_name_their_holders() -> None:
+    """A claim is about kinds of processes that there are, and has its reason."""
+    for claim in CLAIMS:
+        assert set(claim.holders) <= {Holder.MASTER, Holder.LOGGER, *CHILDREN}
+        assert claim.why
