@@ -186,7 +186,8 @@ class Upgrades:
             upgrade.reload = False
         self._inbox.hold()
         try:
-            program.replace(state.write(taken), taken.descriptors(), self._origin.environ)
+            with parts.launcher.streams.lent():
+                program.replace(state.write(taken), taken.descriptors(), self._origin.environ)
         finally:
             self._inbox.release()
 
