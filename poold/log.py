@@ -247,12 +247,23 @@ def printable(text: str, limit: int = FIELD_MAX, *, tail: bool = False, quoted: 
         if not cut:
             return text
         return "…" + text[1:] if tail else text[:-1] + "…"
-    pieces = ["\\" + c if c in quoted else c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text]
+    pieces = ["\\" + c if c in quoted else c if c.isprintable() else _escape(c) for c in text]
     length = sum(map(len, pieces))
     cut = cut or length > limit
     while length > limit - cut:
         length -= len(pieces.pop(0 if tail else -1))
     return ("…" if cut and tail else "") + "".join(pieces) + ("…" if cut and not tail else "")
+
+
+def _escape(c: str) -> str:
+    """Return a character as Python writes it; not by its codec, a file that may be closed to a process that has become another user."""
+    number = ord(c)
+    if number < 0x100:
+        return _ESCAPES.get(c) or f"\\x{number:02x}"
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def escaped(text: str) -> str:

@@ -41,9 +41,7 @@ def imports(path: Path, *, typing_too: bool = False) -> Iterator[str]:
 def process_of(name: str) -> str:
     """Return the process that a module belongs to; "" for what is shared."""
     parts = name.split(".")
-    return (
-        parts[1] if len(parts) > 1 and parts[1] in ("master", "mold", "worker", "exporter", "logger", "settings", "cli", "report") else ""
-    )
+    return parts[1] if len(parts) > 1 and parts[1] in ALLOWED else ""
 
 
 # Who may import whom, besides what is shared.

@@ -21,6 +21,8 @@ from poold.words import Kind, State
 
 # How long the end of poold waits for the last lines: its stream may stand still.
 LAST_SECONDS = 2.0
+KILL_SECONDS = 0.5
+TRIES = 2
 # How long a logger may take to come as far as its first read.
 STARTUP = 20.0
 
@@ -142,21 +144,30 @@ class Loggers:
     def close(self) -> None:
         """See that the last lines get out, and give descriptor 2 back; the last thing, when the loop has ended.
 
-        It waits for at most two seconds. If the log's stream stands still the logger is left to it, and this process ends without it.
+        It takes seconds at the most. A logger that does nothing is replaced once more; one that cannot even be killed stands still with
+        the log's stream and is left to it.
         """
-        if not self._streams.logged:
-            return
-        if self._used is not None and self._used.leaving and _ended(self._used):
-            # The one of the program before, which has not seen all of it.
+        for _ in range(TRIES if self._streams.logged else 0):
+            # Where there is none, nobody has read what is in the pipes.
+            self.start()
+            used = self._used
+            if used is None:
+                return
+            told = self._send(used, LOGGER_LEAVE)
+            # One that is leaving is the program's before, and does not see the last lines.
+            ended = (told or used.leaving) and _ended(used, LAST_SECONDS)
+            if told and ended:
+                self._streams.restore()
+                return
+            if not ended:
+                self._ladder.expel(used, None)
+                if not _ended(used, KILL_SECONDS):
+                    return
             self._used = None
-        # Or nobody has read what is there, because the last logger has died.
-        self.start()
-        if self._used is not None and self._send(self._used, LOGGER_LEAVE) and _ended(self._used):
-            self._streams.restore()
 
 
-def _ended(child: Child) -> bool:
-    """Wait for a logger's end, for a moment; say whether it has come."""
+def _ended(child: Child, seconds: float) -> bool:
+    """Wait for a logger's end, for so long; say whether it has come."""
     try:
         process = os.pidfd_open(child.pid)
     except OSError:
@@ -164,7 +175,7 @@ def _ended(child: Child) -> bool:
         return True
     waiting = select.poll()
     waiting.register(process, select.POLLIN)
-    ended = bool(waiting.poll(LAST_SECONDS * 1000))
+    ended = bool(waiting.poll(seconds * 1000))
     if ended:
         os.waitid(os.P_PIDFD, process, os.WEXITED | os.WNOHANG)
     os.close(process)
