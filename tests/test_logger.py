@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,11 +18,11 @@ from hypothesis import strategies as st
 
 from poold.log import LINE_MAX, RECORD, Log
 from poold.logger.lines import PIECE, Lines
-from poold.logger.records import EVENTS, Recorder, note_output, note_own
+from poold.logger.records import EVENTS, FIELDS, Recorder, note_output, note_own
 from poold.master.streams import reopened
-from tests.faultkit import Pipe, Poold, ended, gone, mold_of, needs_root, state, terminated
+from tests.faultkit import Pipe, Poold, ended, gone, mold_of, needs_root, needs_strace, state, terminated, traced
 from tests.support import Client, Daemon, children_of, eventually, open_files
-from tests.upgradekit import upgraded
+from tests.upgradekit import upgrade, upgraded
 
 
 def printer(poold: Poold, **options: Any) -> Daemon:
@@ -53,9 +54,8 @@ def fed(chunks: list[bytes]) -> list[bytes]:
 
 
 MARK = RECORD.encode()
-STREAMS = st.lists(
-    st.binary(max_size=5000) | st.sampled_from([b"\n", MARK, MARK + b'{"event":"handler_failed"}\n', b"x" * 9000]), max_size=10
-)
+PARTS = [b"\n", MARK, MARK + b'{"event":"handler_failed"}\n', b"x" * 9000]
+STREAMS = st.lists(st.binary(max_size=5000) | st.sampled_from(PARTS), max_size=10)
 
 
 @given(STREAMS)
@@ -120,19 +120,7 @@ def test_a_child_cannot_say_more_than_it_may(event: str, said: dict[str, str]) -
     record = json.loads(log.take()[0])
     if event in EVENTS:
         assert (record["event"], record["by"], record["level"]) == (event, "child", EVENTS[event])
-        assert record.keys() <= {
-            "time",
-            "level",
-            "event",
-            "by",
-            "session",
-            "peer",
-            "listener",
-            "error",
-            "reason",
-            "suppressed",
-            "traceback",
-        }
+        assert record.keys() <= {"time", "level", "event", "by", *FIELDS}
     else:
         assert record["event"] == "handler_output"
 
@@ -284,7 +272,7 @@ def test_killed_logger_is_replaced(poold: Poold) -> None:
         for number in range(3):
             pid = logger_of(daemon)
             os.kill(pid, signal.SIGSTOP)
-            eventually(lambda pid=pid: state(pid) in "T", "it reads nothing")
+            eventually(lambda pid=pid: state(pid) == "T", "it reads nothing")
             for line in range(20):
                 client.ask(f"print {number}-{line}")
             os.kill(pid, signal.SIGKILL)
@@ -303,18 +291,15 @@ def test_nobody_waits_for_a_logger_that_does_nothing(poold: Poold) -> None:
     daemon = printer(poold, **{"pool.max_children": 20}).start()
     logger = logger_of(daemon)
     os.kill(logger, signal.SIGSTOP)
-    for _ in range(40):
+    for _ in range(10):
         with daemon.connect() as client:
             assert client.ask("pour 500") == "done"
-    daemon.metric("poold_sessions_ended_total", 40, cause="ok")
-    eventually(lambda: _one_more(daemon) and daemon.metrics()["poold_log_dropped_total"] > 0, "the pipe is full")
+    daemon.metric("poold_sessions_ended_total", 10, cause="ok")
+    fill_own_pipe(daemon)
     assert daemon.get("/healthz") == 200
     os.kill(logger, signal.SIGCONT)
     told = eventually(lambda: _one_more(daemon) and daemon.events("log_dropped"), "what is missing")
     assert told[0]["lines"] > 0
-    eventually(
-        lambda: [line for line in output(daemon) if "writes to this stream were dropped" in line] or _poured(daemon), "so it is said"
-    )
 
 
 def _one_more(daemon: Daemon) -> bool:
@@ -322,9 +307,14 @@ def _one_more(daemon: Daemon) -> bool:
         return client.ask("echo x") == "x"
 
 
-def _poured(daemon: Daemon) -> bool:
-    with daemon.connect() as client:
-        return client.ask("pour 1") != "done"
+def fill_own_pipe(daemon: Daemon) -> None:
+    """Have the master write more than the pipe to the logger holds."""
+    for _ in range(40):
+        for _ in range(25):
+            assert _one_more(daemon)
+        if daemon.metrics()["poold_log_dropped_total"]:
+            return
+    raise AssertionError("the pipe is never full")
 
 
 def test_reload_changes_the_format(poold: Poold) -> None:
@@ -363,17 +353,17 @@ def test_upgrades(poold: Poold) -> None:
     assert daemon.metrics()["poold_log_dropped_total"] == 0
 
 
+@needs_strace
 def test_upgrade_that_cannot_be_executed(poold: Poold) -> None:
     """An upgrade that is undone leaves the streams as they were."""
-    daemon = printer(poold).start()
-    before = open_files(daemon.master)
-    mark = daemon.mark()
-    subprocess.run(["prlimit", f"--pid={daemon.master}", "--nofile=3:"], check=False)
-    done = daemon.cli("upgrade", "--socket", str(daemon.control))
-    subprocess.run(["prlimit", f"--pid={daemon.master}", f"--nofile={4096}:"], check=False)
-    assert done.returncode == 1
-    eventually(lambda: daemon.events("upgrade_undone", after=mark) or daemon.events("upgrade_refused", after=mark), "its end")
-    assert open_files(daemon.master)[2] == before[2]
+    daemon = printer(poold).start(laws=False)
+    before = open_files(daemon.master)[2]
+    with traced(daemon.folder, daemon.pid, "inject=execve:error=ENOENT"):
+        assert upgrade(daemon).returncode == 1
+        # The quiet moment that a tracer is to be left in: the new mold has been reaped.
+        daemon.metric("poold_children", 1, kind="mold")
+    daemon.event("upgrade_undone")
+    assert open_files(daemon.master)[2] == before
     with daemon.connect() as client:
         client.ask("print hello")
     daemon.event("handler_output", line="hello")
@@ -409,9 +399,10 @@ def test_the_last_line_of_a_drain(poold: Poold) -> None:
 def test_a_start_that_fails_says_so(poold: Poold) -> None:
     """Why poold could not start stands in the log, after what was said before, also when the logger had been started."""
     daemon = poold()
-    daemon.write(settings=f'[[listener]]\naddress = "tcp://127.0.0.1:{daemon.metrics_port}"\n', options={})
-    daemon.start(wait=False)
-    assert daemon.wait() == 1
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        daemon.write(settings=f'[[listener]]\naddress = "tcp://127.0.0.1:{other.getsockname()[1]}"\n', options={})
+        daemon.start(wait=False)
+        assert daemon.wait() == 1
     lines = daemon.log.read_text().splitlines()
     assert "cannot listen" in lines[-1]
     assert any('"starting"' in line for line in lines)
@@ -453,7 +444,7 @@ def test_disk_that_stands_still(poold: Poold) -> None:
         eventually(lambda: state(logger) == "D", "the logger waits for the disk")
         with daemon.connect() as client:
             assert client.ask("pour 10000") == "done"
-        eventually(lambda: _one_more(daemon) and daemon.metrics()["poold_log_dropped_total"] > 0, "lines are dropped")
+        fill_own_pipe(daemon)
         assert daemon.get("/healthz") == 200
         assert state(logger) == "D"
         subprocess.run(["fsfreeze", "-u", str(place)], check=True)

@@ -40,7 +40,7 @@ class Recorder(Log):
 
 def note_own(log: Recorder, line: bytes) -> None:
     """Make a line of what a process without user code wrote: a record is one already, anything else is a fault's own words."""
-    if line.startswith(_RECORD) and line[1:].decode("utf-8", "replace").isprintable():
+    if line.startswith(_RECORD) and _text(line[1:]).isprintable() and _text(line[1:]).encode() == line[1:]:
         log.put(line[1:] + b"\n")
     else:
         log.warning("stray_output", line=_text(line))
