@@ -130,3 +130,12 @@ def install() -> None:
         stream.mode = "w"  # type: ignore[misc]  # as the interpreter's own have it
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+
+
+def flush() -> None:
+    """Let what was printed go out."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BaseException:  # noqa: S112 -- the stream is closed, or is something of the handler's: nowhere to say so
+            continue  # nothing that a handler leaves behind changes how its session ended

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from poold.logger.lines import PIECE, Lines
 from poold.logger.records import EVENTS, FIELDS, Recorder, note_output, note_own
 from poold.master.streams import reopened
 from tests.faultkit import Pipe, Poold, ended, gone, mold_of, needs_root, needs_strace, state, terminated, traced
-from tests.support import Client, Daemon, children_of, eventually, open_files
+from tests.support import Client, Daemon, children_of, eventually, open_files, take_orphans
 from tests.upgradekit import upgrade, upgraded
 
 
@@ -258,7 +259,7 @@ def test_who_has_what(poold: Poold) -> None:
     files = open_files(logger_of(daemon))
     assert files[1] == files[2] == str(daemon.log)
     assert sorted(re.sub(r":\[.*", "", file) for file in files.values()) == sorted(
-        ["/dev/null", str(daemon.log), str(daemon.log), "pipe", "pipe", "socket"] + ["/memfd:poold-settings (deleted)"] * 0
+        ["/dev/null", str(daemon.log), str(daemon.log), "pipe", "pipe", "socket"]
     )
     assert str(daemon.log) not in open_files(mold_of(daemon)).values()
     if os.geteuid() == 0:
@@ -351,6 +352,38 @@ def test_upgrades(poold: Poold) -> None:
     assert daemon.events("stray_output") == []
     assert open_files(daemon.master)[2].startswith("pipe:")
     assert daemon.metrics()["poold_log_dropped_total"] == 0
+
+
+def test_stack_of_a_stuck_master_is_in_the_log(poold: Poold) -> None:
+    """What a fatal signal makes the master say, as the watchdog's does, is in the log, although the master is dead by then."""
+    daemon = printer(poold).start(laws=False)
+    before = children_of(os.getpid())
+    daemon.kill(signal.SIGABRT)
+    assert daemon.wait() == -signal.SIGABRT
+    take_orphans(before)
+    lines = [event["line"] for event in daemon.events("stray_output")]
+    assert lines[0] == "Fatal Python error: Aborted"
+    assert any("loop.py" in line for line in lines)
+    daemon.control.unlink()
+
+
+OTHERS_PIPE = """
+import os, sys
+from poold.master.streams import Streams
+reader, writer = os.pipe()
+os.dup2(writer, 2)
+os.setresuid(65534, 65534, 65534)
+streams = Streams()
+streams.open()
+print(streams.logged, os.readlink("/proc/self/fd/2") == os.readlink(f"/proc/self/fd/{writer}"))
+"""
+
+
+@needs_root
+def test_another_users_pipe(tmp_path: Path) -> None:
+    """Where the log's pipe is another user's, and cannot be opened anew, a logger writes to it and nobody else has it."""
+    done = subprocess.run([sys.executable, "-c", OTHERS_PIPE], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
 
 
 @needs_strace

@@ -282,7 +282,8 @@ def main() -> None:
         settings = json.loads(file.read())
     stream.install()
     framed = settings.get("log_framed", False)
-    log.configure(format=settings["log_format"], level=settings["log_level"], journal=settings["log_journal"], framed=framed)
+    form = "raw" if framed else settings["log_format"]
+    log.configure(format=form, level=settings["log_level"], journal=settings["log_journal"], framed=framed)
     resource.setrlimit(resource.RLIMIT_NOFILE, tuple(settings["nofile"]))
     view = CountersView(fds["counters"])
     os.close(fds["counters"])

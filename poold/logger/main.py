@@ -19,7 +19,6 @@ from poold.logger import records
 from poold.logger.lines import Lines
 from poold.logger.records import Recorder
 from poold.logger.sink import Sink
-from poold.title import set_title
 
 # What is read of a pipe at once. A logger that is killed takes no more than this along.
 CHUNK = 16 << 10
@@ -148,11 +147,17 @@ def main() -> None:
     fds = {name: int(number) for name, _, number in (argument.partition("=") for argument in sys.argv[1:])}
     for fd in fds.values():
         os.set_inheritable(fd, False)
-    set_title("logger")
+    try:
+        from poold.title import set_title
+
+        set_title("logger")
+    except ImportError:
+        # Isolated, this interpreter may not find a library that others do: a title is not worth the log.
+        pass
     with open(fds["settings"], "rb") as file:
         settings = json.loads(file.read())
     resource.setrlimit(resource.RLIMIT_NOFILE, tuple(settings["nofile"]))
-    sandbox.become_identity(settings["identity"])
+    sandbox.become_identity(settings["becomes"])
     log = Recorder()
     # Children write what their own level lets through.
     log.configure(format=settings["log_format"], level="debug", journal=settings["log_journal"])

@@ -10,8 +10,10 @@ from typing import Any
 from poold.log import RECORD, Log
 
 _RECORD = RECORD.encode()
-# What children in which user code runs may say, and how grave it is. Not their own level: it is what they say.
+# What children may say that run user code, or whose user does, and how grave it is: not as they say.
 EVENTS = {
+    "accept_error": "warning",
+    "connection_not_closed": "debug",
     "handler_failed": "error",
     "handler_import_failed": "error",
     "pages_not_prefaulted": "info",
@@ -53,7 +55,7 @@ def note_output(log: Recorder, line: bytes) -> None:
         log.info("handler_output", line=_text(line))
         return
     event, fields = record
-    say = log.error if EVENTS[event] == "error" else log.info
+    say = {"debug": log.debug, "info": log.info, "warning": log.warning, "error": log.error}[EVENTS[event]]
     say(event, **fields, by="child")
 
 

@@ -64,22 +64,25 @@ class Launcher:
 
     def exporter(self, current: Current, **fds: int) -> int:
         """Start an exporter and return its pid. Raises OSError."""
-        return self._helper("poold.exporter.main", current, fds, self.streams.own)
+        document = {**self._helper(current), "identity": current.people.helper}
+        return self._start("poold.exporter.main", document, isolated(self.environ), fds, self.streams.output)
 
     def logger(self, current: Current, **fds: int) -> int:
-        """Start a logger and return its pid. Raises OSError."""
-        return self._helper("poold.logger.main", current, fds, self.streams.real)
+        """Start a logger and return its pid. Raises OSError.
 
-    def _helper(self, module: str, current: Current, fds: Mapping[str, int], output: int) -> int:
+        It changes its user itself: before its first line nobody of that user, whom sessions may run as too, is to take the log from it.
+        """
+        document = {**self._helper(current), "becomes": current.people.helper}
+        return self._start("poold.logger.main", document, isolated(self.environ), fds, self.streams.real, isolate=True)
+
+    def _helper(self, current: Current) -> dict[str, Any]:
         config = current.config
-        document = {
-            "identity": current.people.helper,
+        return {
             "nofile": self.limits,
             "log_format": config.log.format,
             "log_level": config.log.level,
             "log_journal": log.journal,
         }
-        return self._start(module, document, isolated(self.environ), fds, output)
 
     def recipe(self, config: Config, people: People) -> Recipe:
         """Return what a mold for these settings is started with."""
@@ -103,14 +106,23 @@ class Launcher:
         """Start a trial, which sees the master's own environment, and return its pid. Raises OSError."""
         return self._start(module, {"file": file}, self.environ, fds, self.streams.own)
 
-    def _start(self, module: str, document: Mapping[str, Any], environ: Mapping[str, str], fds: Mapping[str, int], output: int) -> int:
+    def _start(
+        self,
+        module: str,
+        document: Mapping[str, Any],
+        environ: Mapping[str, str],
+        fds: Mapping[str, int],
+        output: int,
+        *,
+        isolate: bool = False,
+    ) -> int:
         whole = {**document, "master": os.getpid(), "log_framed": self.streams.logged}
         settings = memory_file("settings", json.dumps(whole).encode())
         given = {**fds, "settings": settings}
         identity = document.get("identity")
         try:
             try:
-                return start(module, fds=given, environment=environ, output=output, identity=identity)
+                return start(module, fds=given, environment=environ, output=output, identity=identity, isolate=isolate)
             except PermissionError:
                 if identity is None:
                     raise

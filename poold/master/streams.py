@@ -1,9 +1,9 @@
 """What descriptors 1 and 2 of whom are.
 
-Where the log's stream is a file or a socket, everybody writes into pipes that the logger reads: `own` is for the processes that run nothing
-but poold, `output` for those that may run user code, so that nothing a handler writes can pass for a line of poold's. The master's
-descriptor 2 is `own` then. The master keeps the other ends of both pipes as well: while there is no logger, lines wait in the pipes and
-nobody gets SIGPIPE.
+Where the log's stream is a file or a socket, everybody writes into pipes that the logger reads: `own` is for the master and for trials,
+`output` for processes that run user code or may have the user that does, so that nothing a handler writes can pass for a line of poold's.
+The master's descriptor 2 is `own` then. The master keeps the other ends of both pipes as well: while there is no logger, lines wait in the
+pipes and nobody gets SIGPIPE.
 
 Elsewhere (a pipe, a terminal) there is no logger, and children get an open file of their own: what they do to that (O_NONBLOCK, say) does
 not change the master's, and a terminal cannot be read through it. Where none can be had, because the pipe is another user's, there is a

@@ -22,7 +22,7 @@ from poold.mold.orders import work_off
 from poold.pages import PhaseView
 from poold.title import set_title
 from poold.worker import adapters
-from poold.worker.main import Worker, flush, nothing
+from poold.worker.main import Worker, nothing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
@@ -64,7 +64,7 @@ class Mold:
         if settings["preload"]:
             worker.handler = adapters.load(settings)
             # What was printed without the end of its line would be every worker's.
-            flush()
+            stream.flush()
             clone.refuse_company()
             # The import may have changed what workers would share, and what ends this process with its master.
             signal.set_wakeup_fd(-1)

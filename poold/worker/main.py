@@ -29,6 +29,7 @@ from poold.connection import Connection
 from poold.log import log, trace
 from poold.pages import Activity
 from poold.sandbox import die_with
+from poold.stream import flush
 from poold.title import show, titled
 from poold.worker import adapters
 
@@ -337,15 +338,6 @@ class Worker:
 
 def _no_pages() -> None:
     """Take none: they come when they are needed."""
-
-
-def flush() -> None:
-    """Let what was printed go out."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BaseException:  # noqa: S112 -- the stream is closed, or is something of the handler's: nowhere to say so
-            continue  # nothing that a handler leaves behind changes how its session ended
 
 
 def nothing(signum: int, frame: object) -> None:
