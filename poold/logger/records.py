@@ -42,7 +42,7 @@ class Recorder(Log):
 
 def note_own(log: Recorder, line: bytes) -> None:
     """Make a line of what a process without user code wrote: a record is one already, anything else is a fault's own words."""
-    if line.startswith(_RECORD) and _text(line[1:]).isprintable() and _text(line[1:]).encode() == line[1:]:
+    if line.startswith(_RECORD) and _is_text(line[1:]):
         log.put(line[1:] + b"\n")
     else:
         log.warning("stray_output", line=_text(line))
@@ -57,6 +57,13 @@ def note_output(log: Recorder, line: bytes) -> None:
     event, fields = record
     say = {"debug": log.debug, "info": log.info, "warning": log.warning, "error": log.error}[EVENTS[event]]
     say(event, **fields, by="child")
+
+
+def _is_text(line: bytes) -> bool:
+    try:
+        return line.decode().isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 def _text(line: bytes) -> str:
