@@ -9,6 +9,7 @@ Mold → master    Hello: version · Ready: threads (0 or 1) · Failed: text · 
 Master → worker  Assignment: session, family, peer, listener; descriptor: the connection. EOF: leave
 Worker → master  Report: BORN version, ready (0 or 1) · READY · ACK session · NACK session, errno · EXEC session ·
                  NOEXEC session, errno · DONE session, outcome
+Master ↔ logger  a few words at the end of this file
 
 The kernel's word for a worker's pid comes with every report (SO_PASSCRED, unix(7)).
 """
@@ -251,3 +252,11 @@ def receive_mold_report(end: Wire) -> MoldReport | None:
         raise ProtocolError(f"an answer of {len(rest)} bytes")
     (slot, incarnation, _), (made,) = _ORDER.unpack_from(rest), MADE.unpack_from(rest, ORDER_SIZE)
     return MoldReport(MoldWord.ANSWER, answer=(slot, incarnation, max(0, made), max(0, -made)))
+
+
+# Between master and logger, the same in every version. Logger → master: LOGGER_READY; then how many lines it could not write, in LOST.
+# Master → logger: the format that lines are to have; LOGGER_LEAVE: write what has come by now, and end.
+LOGGER_READY = b"ready"
+LOGGER_LEAVE = b"leave"
+LOST = struct.Struct("<I")
+LOGGER_WORD_MAX = 64

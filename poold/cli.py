@@ -1,4 +1,8 @@
-"""The command line: one function a command. Each returns an exit status; what a peer can influence is printed escaped."""
+"""The command line: one function a command. Each returns an exit status.
+
+All that is printed goes through `say`: a peer, a handler, a file's name or a variable may have had its part in it, and somebody's terminal
+would obey.
+"""
 
 import argparse
 import contextlib
@@ -6,13 +10,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
 
 from poold import __version__
 from poold.errors import ConfigError, ExitCode, Problem
-from poold.log import is_journal, log
+from poold.log import escaped, is_journal, log, trace
 
 if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
     from poold.master.signals import Inbox
 
 # A command waits for a reload or an upgrade as long as its parts may take: the trial, the handler's import, the exporter's start.
@@ -23,6 +30,7 @@ ASK_SECONDS = 10.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     keep_standard_streams()
+    sys.excepthook = _show_traceback
     try:
         try:
             parsed = _parser().parse_args(arguments)
@@ -37,6 +45,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.OK
 
 
+def say(text: object, *, to: TextIO | None = None) -> None:
+    """Print lines on standard output, or where asked to, and nothing that a terminal would obey."""
+    print(_encodable(escaped(str(text)), sys.stdout if to is None else to), file=to)
+
+
+def complain(text: object) -> None:
+    """Print lines on standard error."""
+    say(text, to=sys.stderr)
+
+
+def _encodable(text: str, to: TextIO | None) -> str:
+    encoding = getattr(to, "encoding", None) or "ascii"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    complain(trace(error).rstrip("\n"))
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with arguments, which may be anything."""
+
+    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
+        super()._print_message(_encodable(escaped(message), sys.stderr), file)
+
+
 def keep_standard_streams() -> None:
     """Have something on 0, 1 and 2: a connection that became descriptor 1 would receive what anybody prints."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -45,7 +79,7 @@ def keep_standard_streams() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="poold", description="One isolated process per connection.", allow_abbrev=False)
+    parser = Parser(prog="poold", description="One isolated process per connection.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"poold {__version__}")
     parser.add_argument("-c", dest="file", metavar="FILE", help="the settings file (without a command: run)")
     parser.set_defaults(command=run)
@@ -80,8 +114,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the master in the foreground until it is told to stop."""
     from poold import sandbox, systemd
     from poold.master.signals import Inbox
+    from poold.stream import install
 
     sandbox.hide()
+    # What this process prints itself must not hold it up either.
+    install()
     origin = {key: value for key, value in os.environ.items() if not key.startswith("LISTEN_")}
     try:
         passed = systemd.listen_fds(os.environ)
@@ -148,15 +185,17 @@ def check(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         return _refuse(error)
     for warning in loaded.warnings:
-        print(f"poold: warning: {warning}", file=sys.stderr)
-    reason = import_handler(settled(loaded.config), people(loaded.config.server), os.environ)
+        complain(f"poold: warning: {warning}")
+    reason, printed = import_handler(settled(loaded.config), people(loaded.config.server), os.environ)
+    if printed:
+        complain(printed.rstrip("\n"))
     if reason is not None:
-        print(f"poold: {loaded.file or 'built-in defaults'}: server.handler: {reason}", file=sys.stderr)
+        complain(f"poold: {loaded.file or 'built-in defaults'}: server.handler: {reason}")
         return ExitCode.FAILED
     if arguments.print:
-        print(judge.effective(loaded.config), end="")
+        say(judge.effective(loaded.config).rstrip("\n"))
     else:
-        print(f"{loaded.file or 'built-in defaults'}: good")
+        say(f"{loaded.file or 'built-in defaults'}: good")
     return ExitCode.OK
 
 
@@ -164,9 +203,9 @@ def _refuse(error: ConfigError | OSError | LookupError) -> int:
     priority = "<3>" if is_journal(2) else ""
     if isinstance(error, ConfigError):
         for problem in error.problems:
-            print(f"{priority}poold: {error.file + ': ' if error.file else ''}{problem}", file=sys.stderr)
+            complain(f"{priority}poold: {error.file + ': ' if error.file else ''}{problem}")
     else:
-        print(f"{priority}poold: {error}", file=sys.stderr)
+        complain(f"{priority}poold: {error}")
     return ExitCode.FAILED
 
 
@@ -195,7 +234,7 @@ def _call(arguments: argparse.Namespace, request: dict[str, object], *, seconds:
     try:
         answer, fds = rpc.call(_places(arguments), request, timeout=seconds)
     except rpc.UnreachableError as error:
-        print(f"poold: no daemon answers ({error})", file=sys.stderr)
+        complain(f"poold: no daemon answers ({error})")
         return None
     except ConfigError as error:
         _refuse(error)
@@ -228,10 +267,10 @@ def upgrade(arguments: argparse.Namespace) -> int:
 def _result(answer: dict[str, Any], told: Callable[[dict[str, Any]], str]) -> int:
     """Print what became of a reload or an upgrade."""
     if answer["ok"]:
-        print(told(answer))
+        say(told(answer))
         return ExitCode.OK
     for line in answer.get("problems", [answer["error"]]):
-        print(f"poold: {answer['file'] + ': ' if 'file' in answer else ''}{line}", file=sys.stderr)
+        complain(f"poold: {answer['file'] + ': ' if 'file' in answer else ''}{line}")
     return ExitCode.FAILED
 
 
@@ -263,11 +302,11 @@ def _ask(arguments: argparse.Namespace, what: str) -> int:
     try:
         view = report.fetch(_places(arguments), statuses=what == "ps")
     except UnreachableError as error:
-        print(f"poold: no daemon answers ({error})", file=sys.stderr)
+        complain(f"poold: no daemon answers ({error})")
         return ExitCode.UNREACHABLE
     except ConfigError as error:
         _refuse(error)
         return ExitCode.UNREACHABLE
     printer = report.status if what == "status" else report.children
-    print(printer(view, as_json=arguments.json))
+    say(printer(view, as_json=arguments.json))
     return ExitCode.OK

@@ -8,7 +8,7 @@ master reads there (`poold.master.activity`) is gossip: it may change that sessi
 One page of a file that all workers share would not do: mremap(2) with an old size of 0, or growing, and remap_file_pages(2) reach
 the neighbours of a page that is mapped, without any descriptor.
 
-Phase page:     0 draining (8 bytes: 0 or 1)
+Phase page:     0 draining (8 bytes: 0 or 1)                       8 tracebacks are left out (8 bytes: 0 or 1)
 Activity page:  0 broken pipe left the handler (8 bytes: 0 or 1)   8 deadline asked for (double, CLOCK_MONOTONIC, 0 = none)
                 16 length of the status text (8 bytes)             24 the text, UTF-8, at most 200 bytes
                 224 the session that says it (8 bytes): a worker may serve another one next
@@ -58,6 +58,10 @@ class Phase:
         """Tell every worker that a drain has begun."""
         self._map[0:8] = (1).to_bytes(8, "little")
 
+    def hush(self, on: bool) -> None:
+        """Tell every worker whether to leave out why its handler failed: there are enough of these for now."""
+        self._map[8:16] = int(on).to_bytes(8, "little")
+
 
 class PhaseView:
     """A worker's side of the phase page, mapped by its mold."""
@@ -68,6 +72,10 @@ class PhaseView:
     def draining(self) -> bool:
         """Say whether a drain has begun."""
         return self._map[0] != 0
+
+    def hushed(self) -> bool:
+        """Say whether the master wants to hear no reason why handlers fail."""
+        return self._map[8] != 0
 
 
 class Activity:

@@ -12,7 +12,7 @@ from typing import Any
 
 from poold import rpc
 from poold import scoreboard as board
-from poold.log import printable
+from poold.log import escaped, printable
 from poold.scoreboard import CountersView, Row, TableView
 from poold.words import Kind, State
 
@@ -89,7 +89,7 @@ def status(view: View, *, as_json: bool) -> str:
     """Return what `poold status` prints."""
     facts = summary(view)
     if as_json:
-        return json.dumps(facts, indent=2)
+        return _json(facts)
     applied_at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts["last_reload"]["applied_at"]))
     lines = [
         ("poold", f"{facts['version']}, pid {facts['pid']}, up {age(facts['seconds'])}"),
@@ -112,6 +112,11 @@ def status(view: View, *, as_json: bool) -> str:
     return "\n".join(f"{name:<12} {text}" for name, text in lines)
 
 
+def _json(facts: object) -> str:
+    """Return JSON that is printable: of what is not, json.dumps leaves one character as it is."""
+    return json.dumps(facts, indent=2).replace("\x7f", "\\u007f")
+
+
 def _counts(counts: dict[str, int]) -> str:
     total = sum(counts.values())
     parts = ", ".join(f"{word} {count}" for word, count in counts.items() if count)
@@ -124,7 +129,7 @@ def children(view: View, *, as_json: bool) -> str:
     names = view.counters.names(cells)
     rows = [_child(view, row, names) for row in view.table.rows()]
     if as_json:
-        return json.dumps(rows, indent=2)
+        return _json(rows)
     header = ("PID", "KIND", "STATE", "SESSION", "PEER", "LISTENER", "AGE", "GEN", "CPU", "MEM", "STATUS")
     return _aligned([header, *(_cells(row) for row in rows)])
 
@@ -235,7 +240,7 @@ def watch_end(places: list[Path], pid: int) -> None:
     shown, tty = "", sys.stderr.isatty()
     while not poller.poll(PROGRESS_SECONDS * 1000):
         try:
-            line = progress(fetch(places))
+            line = escaped(progress(fetch(places)))
         except rpc.UnreachableError:
             # Its control socket is closed at the very end.
             continue

@@ -230,6 +230,7 @@ def test_weight_of_the_mold(poold: Poold) -> None:
         "poold.mold.scout",
         "poold.pages",
         "poold.sandbox",
+        "poold.stream",
         "poold.title",
         "poold.worker",
         "poold.worker.adapters",
@@ -280,8 +281,10 @@ def test_only_named_descriptors_reach_mold_and_exporter(poold: Poold) -> None:
     """A mold holds its channel, an exporter its listener and its lifeline; neither a client's listener."""
     daemon = poold().start()
     mold, [exporter] = mold_of(daemon), [row["pid"] for row in daemon.children("exporter")]
-    assert sorted(re.sub(r":\[.*| .*|/memfd:", "", name) for name in open_files(mold).values() if name != str(daemon.log)) == [
+    assert sorted(re.sub(r":\[.*| .*|/memfd:", "", name) for name in open_files(mold).values()) == [
         "/dev/null",
+        "pipe",
+        "pipe",
         "socket",
     ]
     listening = os.stat(f"/proc/{daemon.master}/fd/{_fd_of_listener(daemon)}").st_ino

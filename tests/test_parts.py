@@ -191,7 +191,7 @@ def test_floods_are_held_back_and_counted() -> None:
     log.configure(format="json", level="info")
     for _ in range(1000):
         log.info("connection_refused", reason="full")
-    log._windows["connection_refused"][0] -= 100
+    log._windows["connection_refused"].start -= 100
     log.info("connection_refused", reason="full")
     records = [json.loads(line) for line in lines_of(write, read)]
     assert len(records) == LIMITED["connection_refused"] + 1

@@ -373,14 +373,14 @@ def test_descriptors_of_a_worker_that_goes_on(poold: Poold) -> None:
 
 
 def test_descriptors_of_a_command(poold: Poold) -> None:
-    """A command has its connection as 0 and 1, the log as 2, and nothing else."""
+    """A command has its connection as 0 and 1, the logger's pipe as 2, and nothing else."""
     daemon = poold(options={"server.handler": None, "server.command": ["sh", "-c", "echo $$; exec cat"]}).start()
     with daemon.connect() as client:
         pid = int(client.line())
         files = eventually(lambda: files if sorted(files := open_files(pid)) == [0, 1, 2] else {}, "0, 1 and 2")
         assert files[0] == files[1]
         assert files[0].startswith("socket:")
-        assert files[2] == str(daemon.log)
+        assert files[2].startswith("pipe:")
 
 
 def test_descriptors_that_poold_was_started_with(poold: Poold) -> None:

@@ -142,7 +142,7 @@ def test_nothing_leaks(poold: Poold, tmp_path: Path) -> None:
 
     def settled() -> bool:
         kinds = [row["kind"] for row in daemon.children() if row["state"] in ("spare", "serving")]
-        return sorted(kinds) == ["exporter", "mold", "worker"] and len(daemon.children()) == 3
+        return sorted(kinds) == ["exporter", "logger", "mold", "worker"] and len(daemon.children()) == 4
 
     eventually(settled)
     before = files()

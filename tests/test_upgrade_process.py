@@ -125,7 +125,7 @@ def test_descriptors_are_the_same(poold: Poold, tmp_path: Path) -> None:
 
     def settled() -> bool:
         kinds = [row["kind"] for row in daemon.children() if row["state"] in ("spare", "serving")]
-        return sorted(kinds) == ["exporter", "mold", "worker"] and len(daemon.children()) == 3
+        return sorted(kinds) == ["exporter", "logger", "mold", "worker"] and len(daemon.children()) == 4
 
     def listening() -> set[str]:
         files = set(open_files(daemon.master).values())

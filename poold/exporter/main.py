@@ -21,7 +21,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, exposition
 
-from poold import __version__, sandbox
+from poold import __version__, sandbox, stream
 from poold import scoreboard as board
 from poold.exporter.collector import PooldCollector
 from poold.log import log
@@ -280,7 +280,10 @@ def main() -> None:
     set_title("exporter")
     with open(fds["settings"], "rb") as file:
         settings = json.loads(file.read())
-    log.configure(format=settings["log_format"], level=settings["log_level"], journal=settings["log_journal"])
+    stream.install()
+    framed = settings.get("log_framed", False)
+    form = "raw" if framed else settings["log_format"]
+    log.configure(format=form, level=settings["log_level"], journal=settings["log_journal"], framed=framed)
     resource.setrlimit(resource.RLIMIT_NOFILE, tuple(settings["nofile"]))
     view = CountersView(fds["counters"])
     os.close(fds["counters"])

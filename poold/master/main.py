@@ -124,7 +124,9 @@ class Master:
                     self._give_up(error)
         finally:
             self._parts.close()
-        log.info("stopped", exit_status=int(self._exit_code))
+            if self._phase is Phase.STOPPED:
+                log.info("stopped", exit_status=int(self._exit_code))
+            self._parts.loggers.close()
         return self._exit_code
 
     def _start(self) -> None:
@@ -273,9 +275,9 @@ class Master:
         if Kind.WORKER in kinds:
             return
         parts.molds.stop()
-        if kinds <= {Kind.EXPORTER}:
+        if kinds <= {Kind.EXPORTER, Kind.LOGGER}:
             parts.exporters.stop()
-        if not kinds:
+        if kinds <= {Kind.LOGGER}:
             self._phase = Phase.STOPPED
 
     def _on_failed_start(self, reason: str) -> None:

@@ -12,11 +12,13 @@ from poold.master.children import ChildTable
 from poold.master.control import Control, Verb
 from poold.master.current import Current
 from poold.master.exporters import Exporters
+from poold.master.failures import Failures
 from poold.master.gauges import Gauges
 from poold.master.handover import HandOver
 from poold.master.ladder import Ladder
 from poold.master.linger import Linger
 from poold.master.listeners import Listeners
+from poold.master.loggers import Loggers
 from poold.master.loop import Loop
 from poold.master.molds import Molds
 from poold.master.orders import Orders
@@ -25,6 +27,7 @@ from poold.master.reaper import Reaper
 from poold.master.sessions import Sessions
 from poold.master.state import StateDocument
 from poold.master.store import Store
+from poold.master.streams import Streams
 from poold.pages import PAGE, Phase
 from poold.scoreboard import SLOTS, Counters, Table, keep_size, read_only, shared_memory
 from poold.settings.config import Config
@@ -83,6 +86,9 @@ class Parts:
         self.counters = counters = memories.counters
         self.table = table = ChildTable()
         self.sessions = sessions = Sessions(counters)
+        self.failures = Failures(loop, memories.phase)
+        sessions.on_end = self.failures.ended
+        log.later = loop.after
         self.gauges = Gauges(current=current, loop=loop, table=table, sessions=sessions, counters=counters, rows=memories.rows)
         self.ladder = ladder = Ladder(current=current, loop=loop, table=table)
         self.births = births = Births(table, counters)
@@ -103,31 +109,39 @@ class Parts:
         )
         self.linger = Linger(loop)
         self.listeners = Listeners(loop=loop, counters=counters)
-        self.launcher = launcher = spawn.Launcher(environ, _limits(current.config, inherited))
+        self.launcher = spawn.Launcher(environ, _limits(current.config, inherited), _streams(inherited))
+        self._keepers()
+        self.control: Control | None = None
+        self._introduce()
+
+    def _keepers(self) -> None:
+        """Make those who keep a child of one kind."""
+        current, loop, table, ladder, counters = self.current, self.loop, self.table, self.ladder, self.counters
+        launcher = self.launcher
+        self.loggers = Loggers(current=current, loop=loop, table=table, ladder=ladder, counters=counters, launcher=launcher)
         self.molds = Molds(
             current=current,
             loop=loop,
             table=table,
             ladder=ladder,
-            pool=pool,
-            orders=orders,
+            pool=self.pool,
+            orders=self.orders,
             counters=counters,
-            phase=memories.phase_view,
-            common=activities.common,
+            phase=self.memories.phase_view,
+            common=self.activities.common,
             launcher=launcher,
         )
         self.exporters = Exporters(current=current, loop=loop, table=table, ladder=ladder, counters=counters, launcher=launcher)
-        self.control: Control | None = None
-        self._introduce()
 
     def _introduce(self) -> None:
         """Tell the reaper who knows what about which kind, and the molds' keeper which mold is of no use."""
         self.reaper.hear_out[Kind.MOLD] = self.molds.hear_out
         self.orders.on_failed = self.molds.failing
-        self.reaper.on_exit = {Kind.MOLD: self.molds.exited, Kind.EXPORTER: self.exporters.exited}
+        self.reaper.on_exit = {Kind.MOLD: self.molds.exited, Kind.EXPORTER: self.exporters.exited, Kind.LOGGER: self.loggers.exited}
 
     def open(self, *, passed: Mapping[str, list[socket.socket]], store: Store, control_path: str, verbs: Mapping[str, Verb]) -> None:
-        """Open every socket that the settings ask for. Raises ConfigError; what was open by then is for `close`."""
+        """Start the logger, and open every socket that the settings ask for. Raises ConfigError; what was open by then is for `close`."""
+        self.loggers.start()
         config = self.current.config
         stored = {listener.address: store.find(listener) for listener in config.listeners}
         # Before anything else is opened: an address that has moved from one listener to another is free then.
@@ -149,10 +163,21 @@ class Parts:
         self.gauges.measure()
 
     def close(self) -> None:
-        """Close every socket, and remove the socket files that are ours."""
+        """Close every socket, remove the socket files that are ours, and say what was held back."""
         self.listeners.close()
         self.linger.close()
         if self.control is not None:
             self.control.close()
         if self.exporters.listener is not None:
             self.exporters.listener.close()
+        self.failures.settle()
+        log.tell_held_back(all=True)
+
+
+def _streams(inherited: StateDocument | None) -> Streams:
+    streams = Streams()
+    if inherited is not None and inherited.streams is not None:
+        streams.inherit(inherited.streams)
+    else:
+        streams.open()
+    return streams

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from poold import sandbox
+from poold import sandbox, stream
 from poold.address import Address
 from poold.errors import Problem
 from poold.log import log
@@ -33,6 +33,7 @@ def main() -> None:
     """Judge, and write down the verdict."""
     sandbox.hide()
     fds = {name: int(number) for name, _, number in (argument.partition("=") for argument in sys.argv[1:])}
+    stream.install()
     set_title("trial")
     settings = json.loads(os.pread(fds["settings"], DOCUMENT_MAX, 0))
     sandbox.vanish_with(settings.get("master"))

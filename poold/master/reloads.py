@@ -211,6 +211,7 @@ class Reloads:
         over = len(parts.sessions.open)
         parts.current.replace(new)
         log.configure(format=new.config.log.format, level=new.config.log.level)
+        parts.loggers.configure()
         parts.molds.adopt()
         parts.pool.renew()
         if "exporter" not in reload.awaited and reload.metrics is not None:

@@ -1,5 +1,6 @@
 """Sessions: from accept to their one end."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from poold.address import Endpoint
@@ -63,6 +64,8 @@ class Sessions:
     open: dict[int, Session] = field(default_factory=dict)
     last_id: int = 0
     serving: int = 0
+    # Told of each end.
+    on_end: Callable[[Cause], object] = lambda cause: None
 
     def begin(self, accepted: Accepted) -> Session:
         """Make a session of an accepted connection and own it."""
@@ -92,6 +95,7 @@ class Sessions:
             self.serving -= 1
         session.release()
         self.counters.cells[ENDED[cause]] += 1
+        self.on_end(cause)
         self.counters.observe(SESSION_SECONDS, now - session.accepted_at)
         log.info(
             "session_ended",

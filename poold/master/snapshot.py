@@ -49,6 +49,7 @@ def take(parts: Parts, origin: Origin, *, verdict: Mapping[str, Any], mold: Mold
         phase=parts.memories.phase_fd,
         children=tuple(_child(child) for child in parts.table if child.pid),
         mold=mold,
+        streams=parts.launcher.streams.part(),
         tally=tally.taken(parts.counters),
     )
 

@@ -1,8 +1,8 @@
 """Starts fresh interpreters: mold, exporter, trial. Workers are not started here; the mold clones them.
 
-A child inherits descriptors 0, 1, 2 and the ones it is given by name, as `NAME=NUMBER` arguments. Everything else is
-close-on-exec. Signals: none blocked, every disposition at its default. In a session of its own, so that a terminal's Ctrl-C reaches
-the master alone. Its settings say who its master is, so that it ends with it also if that is dead already.
+A child inherits descriptors 0 (/dev/null), 1 and 2 (see `poold.master.streams`) and the ones it is given by name, as `NAME=NUMBER`
+arguments. Everything else is close-on-exec. Signals: none blocked, every disposition at its default. In a session of its own, so that a
+terminal's Ctrl-C reaches the master alone. Its settings say who its master is, so that it ends with it also if that is dead already.
 
 Whoever is to run as another user becomes that user between fork and exec: an interpreter reads files and variables of its user's before
 the first line of ours (site, `.pth` files, PYTHONPATH), and must not do so with rights that the user does not have. Where that user may
@@ -15,12 +15,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from poold.log import log
 from poold.master.current import Current
+from poold.master.streams import Streams
 from poold.scoreboard import shared_memory
 from poold.settings.config import Config, People, Server
 
@@ -55,22 +56,33 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """What every start needs: the master's environment, and its limit of open files as it was before it was raised."""
+    """What every start needs: the master's environment, its limit of open files as it was before it was raised, and its streams."""
 
     environ: Mapping[str, str]
     limits: tuple[int, int]
+    streams: Streams = field(default_factory=Streams)
 
     def exporter(self, current: Current, **fds: int) -> int:
         """Start an exporter and return its pid. Raises OSError."""
+        document = {**self._helper(current), "identity": current.people.helper}
+        return self._start("poold.exporter.main", document, isolated(self.environ), fds, self.streams.output)
+
+    def logger(self, current: Current, **fds: int) -> int:
+        """Start a logger and return its pid. Raises OSError.
+
+        It changes its user itself: before its first line nobody of that user, whom sessions may run as too, is to take the log from it.
+        """
+        document = {**self._helper(current), "becomes": current.people.helper}
+        return self._start("poold.logger.main", document, isolated(self.environ), fds, self.streams.real, isolate=True)
+
+    def _helper(self, current: Current) -> dict[str, Any]:
         config = current.config
-        document = {
-            "identity": current.people.helper,
+        return {
             "nofile": self.limits,
             "log_format": config.log.format,
             "log_level": config.log.level,
             "log_journal": log.journal,
         }
-        return self._start("poold.exporter.main", document, isolated(self.environ), fds)
 
     def recipe(self, config: Config, people: People) -> Recipe:
         """Return what a mold for these settings is started with."""
@@ -88,24 +100,34 @@ class Launcher:
         """Start a mold and return its pid. Raises OSError."""
         # A recipe of an older version has its variables nowhere else.
         variables = recipe.document.get("variables", recipe.environment)
-        return self._start("poold.mold.main", recipe.document, MOLD_VARIABLES | variables, fds)
+        return self._start("poold.mold.main", recipe.document, MOLD_VARIABLES | variables, fds, self.streams.output)
 
     def trial(self, file: str | None, *, module: str = "poold.settings.trial", **fds: int) -> int:
         """Start a trial, which sees the master's own environment, and return its pid. Raises OSError."""
-        return self._start(module, {"file": file}, self.environ, fds)
+        return self._start(module, {"file": file}, self.environ, fds, self.streams.own)
 
-    def _start(self, module: str, document: Mapping[str, Any], environ: Mapping[str, str], fds: Mapping[str, int]) -> int:
-        settings = memory_file("settings", json.dumps({**document, "master": os.getpid()}).encode())
+    def _start(
+        self,
+        module: str,
+        document: Mapping[str, Any],
+        environ: Mapping[str, str],
+        fds: Mapping[str, int],
+        output: int,
+        *,
+        isolate: bool = False,
+    ) -> int:
+        whole = {**document, "master": os.getpid(), "log_framed": self.streams.logged}
+        settings = memory_file("settings", json.dumps(whole).encode())
         given = {**fds, "settings": settings}
         identity = document.get("identity")
         try:
             try:
-                return start(module, fds=given, environment=environ, identity=identity)
+                return start(module, fds=given, environment=environ, output=output, identity=identity, isolate=isolate)
             except PermissionError:
                 if identity is None:
                     raise
                 log.info("interpreter_isolated", module=module, interpreter=sys.executable, uid=identity["uid"])
-                return start(module, fds=given, environment=MOLD_VARIABLES | isolated(self.environ), isolate=True)
+                return start(module, fds=given, environment=MOLD_VARIABLES | isolated(self.environ), output=output, isolate=True)
         finally:
             os.close(settings)
 
@@ -114,7 +136,10 @@ def memory_file(name: str, data: bytes = b"") -> int:
     """Return a descriptor of a memory file with this content, to be read from its start; the caller closes it."""
     fd = shared_memory(name, 0)
     try:
-        os.write(fd, data)
+        left = memoryview(data)
+        while left:
+            # As much as there is memory for, and no more: what is missing is told by the next try (write(2)).
+            left = left[os.write(fd, left) :]
         os.lseek(fd, 0, os.SEEK_SET)
     except BaseException:
         os.close(fd)
@@ -133,16 +158,20 @@ def start(
     *,
     fds: Mapping[str, int],
     environment: Mapping[str, str],
+    output: int,
     identity: Mapping[str, Any] | None = None,
     isolate: bool = False,
 ) -> int:
-    """Start `main` of a module in a fresh interpreter, as this identity (None: as the master), and return its pid. Raises OSError."""
+    """Start `main` of a module in a fresh interpreter, as this identity (None: as the master), and return its pid. Raises OSError.
+
+    `output` becomes its descriptors 1 and 2.
+    """
     person = {} if identity is None else {"user": identity["uid"], "group": identity["gid"], "extra_groups": identity["groups"]}
     started = subprocess.Popen(
         arguments(module, fds, isolate=isolate),
         stdin=subprocess.DEVNULL,
-        stdout=2,
-        stderr=2,
+        stdout=output,
+        stderr=output,
         pass_fds=tuple(fds.values()),
         env=environment,
         start_new_session=True,

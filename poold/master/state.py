@@ -176,6 +176,16 @@ class MoldPart:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamsPart:
+    """The pipes to the logger, both ends; descriptor 2 is the log's stream itself."""
+
+    own: int
+    own_reader: int
+    output: int
+    output_reader: int
+
+
+@dataclass(frozen=True, slots=True)
 class StateDocument:
     """Everything. `settings`, `people` and `warnings` are the trial's verdict, in the words of the new code; times are CLOCK_MONOTONIC."""
 
@@ -204,6 +214,7 @@ class StateDocument:
     requester: int | None = None
     lingering: tuple[int, ...] = ()
     mold: MoldPart | None = None
+    streams: StreamsPart | None = None
 
     def __post_init__(self) -> None:
         _within("a generation", self.generation, 1, (1 << 32) - 2)
@@ -230,6 +241,8 @@ class StateDocument:
         yield from self.lingering
         yield from (part.fd for part in (self.metrics,) if part is not None)
         yield from (fd for fd in (self.requester,) if fd is not None)
+        if self.streams is not None:
+            yield from (self.streams.own, self.streams.own_reader, self.streams.output, self.streams.output_reader)
 
     def descriptors(self) -> set[int]:
         """Return every descriptor that the document names."""

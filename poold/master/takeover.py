@@ -136,5 +136,8 @@ def _start(parts: Parts, mold: int) -> None:
                 parts.molds.inherit(child, use=child.pid == mold)
             case Kind.EXPORTER:
                 parts.exporters.inherit(child)
+            case Kind.LOGGER:
+                parts.loggers.inherit(child)
+    parts.loggers.start()
     parts.molds.start()
     parts.exporters.start()

@@ -187,7 +187,8 @@ class Upgrades:
         self._inbox.hold()
         parts.reaper.tracees.release_all()
         try:
-            program.replace(state.write(taken), taken.descriptors(), self._origin.environ)
+            with parts.launcher.streams.lent():
+                program.replace(state.write(taken), taken.descriptors(), self._origin.environ)
         finally:
             self._inbox.release()
 

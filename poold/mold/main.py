@@ -14,7 +14,7 @@ import signal
 import sys
 from functools import partial
 
-from poold import __version__, channel, sandbox
+from poold import __version__, channel, sandbox, stream
 from poold.channel import MoldWord
 from poold.log import TRACEBACK_MAX, log, trace
 from poold.mold import clone
@@ -22,7 +22,7 @@ from poold.mold.orders import work_off
 from poold.pages import PhaseView
 from poold.title import set_title
 from poold.worker import adapters
-from poold.worker.main import Worker
+from poold.worker.main import Worker, nothing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
@@ -63,6 +63,8 @@ class Mold:
         sys.path.extend(settings["path"])
         if settings["preload"]:
             worker.handler = adapters.load(settings)
+            # What was printed without the end of its line would be every worker's.
+            stream.flush()
             clone.refuse_company()
             # The import may have changed what workers would share, and what ends this process with its master.
             signal.set_wakeup_fd(-1)
@@ -73,7 +75,7 @@ class Mold:
                 signal.setitimer(timer, 0)
         # A signal that comes to a worker before it has set itself up must do what it does to any process.
         for number in altered_dispositions():
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, nothing if number == signal.SIGPIPE else signal.SIG_DFL)
         warm_up(worker)
         clone.warm_up(RUNS)
         # A collection in a worker would write to every page it shares with its siblings (gc.freeze's documentation).
@@ -119,8 +121,10 @@ def main() -> None:
     """Run a mold to its end; the exit status says nothing that the channel has not said."""
     sandbox.hide()
     fds = {name: int(number) for name, _, number in (argument.partition("=") for argument in sys.argv[1:])}
-    # Python ignores SIGPIPE and SIGXFSZ and catches SIGINT; workers start with every disposition at its default.
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+    # Python ignores SIGPIPE and SIGXFSZ and catches SIGINT; workers start with every disposition at its default. But a mold does not die of
+    # what it says or the handler's import prints, should nobody read that: a worker takes this one back as its first act.
+    signal.signal(signal.SIGPIPE, nothing)
+    for number in (signal.SIGXFSZ, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     clone.reset_internal_signals()
     for fd in fds.values():
@@ -128,7 +132,11 @@ def main() -> None:
     end = channel.wire(fds["channel"])
     set_title("mold")
     settings = _settings(fds["settings"])
-    log.configure(format=settings["log_format"], level=settings["log_level"], journal=settings["log_journal"])
+    stream.install()
+    # A master of another version does not say it, and has no logger.
+    framed = settings.get("log_framed", False)
+    form = "raw" if framed else settings["log_format"]
+    log.configure(format=form, level=settings["log_level"], journal=settings["log_journal"], framed=framed)
     end.send(channel.mold_report(MoldWord.HELLO, text=__version__))
     mold = Mold(end, settings, fds)
     try:

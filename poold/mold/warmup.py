@@ -21,6 +21,7 @@ from poold.mold.prefault import Pages
 from poold.mold.scout import observe, stay
 from poold.sandbox import vanish_with
 from poold.title import set_title
+from poold.worker.main import nothing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
@@ -29,6 +30,8 @@ if TYPE_CHECKING:  # without loading typing, whose weight every worker would car
 
 # Code is specialized after 8 to 16 runs (CPython 3.11 to 3.13).
 RUNS = 20
+# What a stage changes of a worker, and gives back.
+KEPT = ("handler", "leave", "master", "mold", "ready", "reset", "setsid", "take_pages")
 
 
 class Stage:
@@ -36,13 +39,14 @@ class Stage:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._kept = {name: getattr(worker, name) for name in ("handler", "mold", "master", "ready", "setsid", "leave", "take_pages")}
+        self._kept = {name: getattr(worker, name) for name in KEPT}
         self._collecting = gc.isenabled()
         self._pipe_signal = signal.getsignal(signal.SIGPIPE)
 
     def __enter__(self) -> None:
         worker = self._worker
         worker.handler, worker.ready, worker.setsid, worker.leave = _serve, True, _nothing, _stay
+        worker.reset = nothing
 
     def __exit__(self, *exception: object) -> None:
         for name, value in self._kept.items():

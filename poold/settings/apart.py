@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ def _judge(data: bytes, file: Path | None, environ: Mapping[str, str], writer: i
         code = 0
     except BaseException as error:
         # Nothing may climb out into the code of the process that asked.
-        import traceback
+        from poold.log import escaped, trace
 
-        traceback.print_exception(error)
+        print(escaped(trace(error)), file=sys.stderr, flush=True)
     finally:
         os._exit(code)

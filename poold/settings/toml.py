@@ -206,7 +206,9 @@ def effective(config: Config) -> str:
         value = getattr(config, name)
         document[field.alias or name] = [_listener_table(listener) for listener in value] if name == "listeners" else _table(value)
     document["metrics"].setdefault("listen", "")
-    return tomli_w.dumps(document)
+    text = tomli_w.dumps(document)
+    # Of what a terminal would obey, tomli_w escapes the ASCII part.
+    return "".join(c if c.isprintable() or c == "\n" else f"\\U{ord(c):08x}" for c in text)
 
 
 def _table(model: BaseModel) -> dict[str, Any]:

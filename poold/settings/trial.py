@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from poold import sandbox
+from poold import sandbox, stream
 from poold.settings import judge
 from poold.title import set_title
 
@@ -21,6 +21,7 @@ def main() -> None:
     """Judge, and write down the verdict."""
     sandbox.hide()
     fds = {name: int(number) for name, _, number in (argument.partition("=") for argument in sys.argv[1:])}
+    stream.install()
     set_title("trial")
     document = json.loads(os.pread(fds["settings"], TEXT_MAX, 0))
     sandbox.vanish_with(document.get("master"))

@@ -16,7 +16,8 @@ import signal
 import socket
 import sys
 import time
-from _signal import signal as set_disposition  # type: ignore[import-not-found] # no stubs; the module signal makes enumerations of everything
+from _signal import SIG_DFL  # type: ignore[import-not-found] # no stubs; the module signal makes enumerations of everything
+from _signal import signal as set_disposition
 from gc import enable as collect_garbage
 from os import close
 from socket import socket as Socket  # noqa: N812 -- as a name of its own: a module on the way would be another page to copy
@@ -28,6 +29,7 @@ from poold.connection import Connection
 from poold.log import log, trace
 from poold.pages import Activity
 from poold.sandbox import die_with
+from poold.stream import flush
 from poold.title import show, titled
 from poold.worker import adapters
 
@@ -65,6 +67,7 @@ def live(worker: Worker, order: bytes, fd: int, page: int = -1) -> None:
     except BaseException as error:
         # Nothing may climb out of the clone into the mold's code. poold's own fault: the channel ends before READY or ACK,
         # and the master acts on that, not on this exit status.
+        set_disposition(_SIGPIPE, nothing)
         log.error("worker_failed", error=type(error).__name__, traceback=trace(error))
     finally:
         _leave(worker.leave, code)
@@ -134,6 +137,7 @@ class Worker:
         "page",
         "phase",
         "ready",
+        "reset",
         "setsid",
         "settings",
         "take_pages",
@@ -154,7 +158,8 @@ class Worker:
         self.born = channel.born(ready=self.ready, version=__version__)
         # A program has nothing to say on a page.
         self.given = 1 if self.command is not None else 2
-        # What a warm-up must not do.
+        # What a warm-up must not do. `reset` is what SIGPIPE does to a spare: what it does to any process, but not to the mold.
+        self.reset: Callable[[int, object], object] | int = SIG_DFL
         self.setsid: Callable[[], object] = os.setsid
         self.leave: Callable[[int], object] = os._exit
         # Takes the pages that will be needed, while nobody waits for them.
@@ -168,6 +173,7 @@ class Worker:
 
     def live(self, order: bytes, fd: int) -> int:
         """Become a process of one's own, serve until the master closes the channel or the last connection is served; return the status."""
+        set_disposition(_SIGPIPE, self.reset)
         _, _, ahead = read_order(order)
         if ahead:
             self.take_pages()
@@ -194,11 +200,14 @@ class Worker:
         return 0
 
     def _import(self) -> None:
+        set_disposition(_SIGPIPE, nothing)
         try:
             self.handler = adapters.load(self.settings)
         except BaseException as error:  # user code may raise anything; the worker is stillborn, and this says why
             log.error("handler_import_failed", reason=f"{type(error).__name__}: {error}", traceback=trace(error))
             os._exit(_exit_code(error) if isinstance(error, SystemExit) else 1)
+        flush()
+        set_disposition(_SIGPIPE, self.reset)
         # The import may have set one, which would wake whoever has the other end; and what ends this process with its master.
         signal.set_wakeup_fd(-1)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -242,7 +251,7 @@ class Worker:
             self._channel.close()
         # A handler expects BrokenPipeError, as everywhere in Python. A function that does nothing gives it that, and unlike
         # SIG_IGN it is not passed on to programs that the handler starts.
-        set_disposition(_SIGPIPE, _nothing)
+        set_disposition(_SIGPIPE, nothing)
         collect_garbage()
         ended = 0, _OK
         try:
@@ -250,11 +259,7 @@ class Worker:
             connection.close()
         except BaseException as error:  # whatever it is, it ends this session and nothing else
             ended = self._failed(connection, error)
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except BaseException:  # noqa: S112 -- the stream is closed or full, or is something of the handler's: nowhere to say so
-                continue  # nothing that a handler leaves behind changes how its session ended
+        flush()
         return ended
 
     def hang_up(self) -> None:
@@ -267,19 +272,12 @@ class Worker:
         try:
             if isinstance(error, (BrokenPipeError, ConnectionResetError)):
                 self._note_client_gone()
-                log.info("client_gone", session=connection.id, peer=connection.peer, listener=connection.listener)
                 return 1, _CLIENT_GONE
             if isinstance(error, SystemExit):
                 code = _exit_code(error)
                 return code, _EXIT if code else _OK
-            log.error(
-                "handler_failed",
-                session=connection.id,
-                peer=connection.peer,
-                listener=connection.listener,
-                error=type(error).__name__,
-                traceback=trace(error),
-            )
+            if not self.phase.hushed():
+                self._tell(connection, error)
             return 1, _EXIT
         finally:
             try:
@@ -290,6 +288,17 @@ class Worker:
             except BaseException as second:
                 # The handler has put something else in the place of what is closed here.
                 log.debug("connection_not_closed", session=connection.id, error=type(second).__name__)
+
+    def _tell(self, connection: Connection, error: BaseException) -> None:
+        """Say why the handler failed."""
+        log.error(
+            "handler_failed",
+            session=connection.id,
+            peer=connection.peer,
+            listener=connection.listener,
+            error=type(error).__name__,
+            traceback=trace(error),
+        )
 
     def _note_client_gone(self) -> None:
         try:
@@ -331,5 +340,5 @@ def _no_pages() -> None:
     """Take none: they come when they are needed."""
 
 
-def _nothing(signum: int, frame: object) -> None:
+def nothing(signum: int, frame: object) -> None:
     """Do nothing."""

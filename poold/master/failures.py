@@ -1,0 +1,50 @@
+"""How many sessions fail: over a limit, workers leave out why, and the master says how many there were.
+
+A worker sees only its own session, so a limit of its own would never be reached.
+"""
+
+from poold.log import WINDOW, log
+from poold.master.loop import Loop
+from poold.pages import Phase
+from poold.words import Cause
+
+# In `WINDOW` seconds. Those that fail at the same moment as the last of them still say why.
+TOLD_MAX = 50
+
+
+class Failures:
+    """Counts sessions that end as `exit`."""
+
+    def __init__(self, loop: Loop, phase: Phase) -> None:
+        self._loop = loop
+        self._phase = phase
+        self._since = 0.0
+        self._told = 0
+        self._untold = 0
+        self._hushed = False
+        # An upgrade may have come in the middle.
+        phase.hush(False)
+
+    def ended(self, cause: Cause) -> None:
+        """Take note of a session's end."""
+        if cause is not Cause.EXIT:
+            return
+        if self._hushed:
+            self._untold += 1
+            return
+        now = self._loop.clock()
+        if now - self._since >= WINDOW:
+            self._since, self._told = now, 0
+        self._told += 1
+        if self._told >= TOLD_MAX:
+            self._hushed = True
+            self._phase.hush(True)
+            self._loop.at(self._since + WINDOW, self.settle)
+
+    def settle(self) -> None:
+        """Let workers say again why sessions fail, and say how many have not."""
+        self._hushed, self._told = False, 0
+        self._phase.hush(False)
+        untold, self._untold = self._untold, 0
+        if untold:
+            log.error("handler_failed", suppressed=untold)

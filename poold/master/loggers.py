@@ -1,0 +1,182 @@
+"""Keeps the logger, where one is needed: starts it before any other child, starts another when it dies, and ends it after all of them.
+
+While there is none, lines wait in the pipes; what there is no room for is dropped and counted by whoever wrote it.
+"""
+
+import os
+import select
+from functools import partial
+
+from poold import channel
+from poold.channel import LOGGER_LEAVE, LOGGER_READY, LOGGER_WORD_MAX, LOST
+from poold.log import log
+from poold.master.births import Exit, Throttle
+from poold.master.children import Child, ChildTable
+from poold.master.current import Current
+from poold.master.ladder import Ladder
+from poold.master.loop import Loop
+from poold.master.spawn import Launcher
+from poold.scoreboard import SPAWNED, Counters
+from poold.words import Kind, State
+
+# How long the end of poold waits for the last lines: its stream may stand still.
+LAST_SECONDS = 2.0
+KILL_SECONDS = 0.5
+TRIES = 2
+# How long a logger may take to come as far as its first read.
+STARTUP = 20.0
+
+
+class Loggers:
+    """The logger in use, and one of the program before."""
+
+    def __init__(
+        self,
+        *,
+        current: Current,
+        loop: Loop,
+        table: ChildTable,
+        ladder: Ladder,
+        counters: Counters,
+        launcher: Launcher,
+    ) -> None:
+        self._current = current
+        self._loop = loop
+        self._table = table
+        self._ladder = ladder
+        self._counters = counters
+        self._launcher = launcher
+        self._streams = launcher.streams
+        self._used: Child | None = None
+        self._format = ""
+        self._throttle = Throttle()
+
+    def start(self) -> None:
+        """Start a logger, if one is needed and there is none; a failure is tried again later."""
+        if not self._streams.logged or self._used is not None:
+            return
+        try:
+            self._used = self._launch()
+        except OSError as error:
+            self._again(str(error))
+
+    def _launch(self) -> Child:
+        child = self._table.claim(Kind.LOGGER, generation=self._current.generation, now=self._loop.clock())
+        try:
+            child.channel, theirs = channel.pair()
+            try:
+                self._loop.watch(child.channel, partial(self._read, child))
+                pipes = {"own": self._streams.own_reader, "output": self._streams.output_reader}
+                pid = self._launcher.logger(self._current, lifeline=theirs.fileno(), **pipes)
+            finally:
+                theirs.close()
+        except BaseException:
+            self._ladder.close_channel(child)
+            self._table.remove(child)
+            raise
+        self._table.born(child, pid)
+        self._counters.cells[SPAWNED[Kind.LOGGER]] += 1
+        self._format = self._current.config.log.format
+        self._ladder.within(child, STARTUP, partial(self._ladder.expel, child, None))
+        log.info("logger_started", pid=pid)
+        return child
+
+    def inherit(self, child: Child) -> None:
+        """Take over a logger of the program before, and see it off: what it has read by now it writes, and ours goes on from there."""
+        if child.leaving:
+            return
+        self._used = child
+        self._send(child, LOGGER_LEAVE)
+        self._ladder.retire(child)
+
+    def configure(self) -> None:
+        """Tell the logger of settings that have changed. What has been written by now may still get the new format."""
+        if self._used is not None and self._format != self._current.config.log.format:
+            self._format = self._current.config.log.format
+            if not self._send(self._used, self._format.encode()):
+                self._ladder.expel(self._used, None)
+
+    def _send(self, child: Child, word: bytes) -> bool:
+        try:
+            return child.channel is not None and child.channel.send(word) == len(word)
+        except OSError:
+            # It has gone, or does not listen.
+            return False
+
+    def _read(self, child: Child) -> None:
+        for _ in range(channel.READS_MAX):
+            if child.channel is None:
+                return
+            try:
+                word = child.channel.recv(LOGGER_WORD_MAX)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                word = b""
+            if word == LOGGER_READY and child.state is State.STARTING:
+                child.ready = True
+                self._ladder.relax(child)
+                self._table.move(child, State.SERVING)
+                self._throttle.succeeded()
+                log.debug("logger_ready", pid=child.pid)
+            elif len(word) == LOST.size:
+                log.dropped += LOST.unpack(word)[0]
+            else:
+                self._ladder.close_channel(child)
+                if not child.leaving:
+                    self._ladder.expel(child, None)
+
+    def exited(self, child: Child, exit: Exit) -> None:
+        """Settle the end of a logger; start another one if it was the one in use."""
+        if child is not self._used:
+            return
+        self._used = None
+        if child.excused:
+            self.start()
+        else:
+            self._again(f"the logger ended with status {exit.status}")
+
+    def _again(self, reason: str) -> None:
+        self._throttle.failed(self._loop.clock())
+        log.error("logger_failed", reason=reason, retry_seconds=self._throttle.delay)
+        self._loop.at(self._throttle.until, self.start)
+
+    def close(self) -> None:
+        """See that the last lines get out, and give descriptor 2 back; the last thing, when the loop has ended.
+
+        It takes seconds at the most. A logger that does nothing is replaced once more; one that cannot even be killed stands still with
+        the log's stream and is left to it.
+        """
+        for _ in range(TRIES if self._streams.logged else 0):
+            # Where there is none, nobody has read what is in the pipes.
+            self.start()
+            used = self._used
+            if used is None:
+                return
+            told = self._send(used, LOGGER_LEAVE)
+            # One that is leaving is the program's before, and does not see the last lines.
+            ended = (told or used.leaving) and _ended(used, LAST_SECONDS)
+            if told and ended:
+                self._streams.restore()
+                return
+            if not ended:
+                self._ladder.expel(used, None)
+                if not _ended(used, KILL_SECONDS):
+                    return
+            self._used = None
+
+
+def _ended(child: Child, seconds: float) -> bool:
+    """Wait for a logger's end, for so long; say whether it has come."""
+    try:
+        process = os.pidfd_open(child.pid)
+    except OSError:
+        # It has been waited for.
+        return True
+    waiting = select.poll()
+    waiting.register(process, select.POLLIN)
+    ended = bool(waiting.poll(seconds * 1000))
+    if ended:
+        os.waitid(os.P_PIDFD, process, os.WEXITED | os.WNOHANG)
+    os.close(process)
+    return ended
