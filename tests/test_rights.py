@@ -96,7 +96,7 @@ OFFENCES = {
     "waits": ("import select; KEEP = select.epoll()", Thing.SELECTOR),
     "pipes": ("import os; KEEP = os.pipe()", Thing.PIPE),
     "opens": ("KEEP = open('/etc/passwd')", Thing.OTHER),
-    "reads the log": ("import os; KEEP = os.open(os.readlink('/proc/self/fd/2'), os.O_RDONLY)", "has r and not only w"),
+    "reads the log": ("import os; KEEP = os.open('/proc/self/fd/2', os.O_RDONLY)", "has r and not only w"),
     "ignores": ("import signal; signal.signal(signal.SIGUSR1, signal.SIG_IGN)", "no signal is ignored"),
     "blocks": ("import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])", "no signal is blocked"),
     "catches": ("import signal; signal.signal(signal.SIGUSR1, print)", "no signal is caught but SIGPIPE"),

@@ -891,6 +891,12 @@ def siblings() -> list[int]:
     return found
 
 
+def first_byte(path: str) -> bytes:
+    """Return the first byte of a file, b"" of an empty one."""
+    with open(path, "rb", buffering=0) as file:
+        return file.read(1)
+
+
 @deed
 def look_into_others(connection: Connection, rng: Random) -> str | None:
     """Open the memory, the descriptors and the environment of the master, the mold and its siblings."""
@@ -900,7 +906,10 @@ def look_into_others(connection: Connection, rng: Random) -> str | None:
         if comm == "leftover" or trying(lambda pid=pid: os.stat(f"/proc/{pid}/fd").st_uid) == os.getuid():
             # A session that has made itself visible, or what one has left behind; its own affair.
             continue
-        got += [f"{pid} {comm}: {name}" for name in ("mem", "environ", "maps") if trying(os.open, f"/proc/{pid}/{name}", os.O_RDONLY)]
+        if trying(os.open, f"/proc/{pid}/mem", os.O_RDONLY):
+            got.append(f"{pid} {comm}: mem")
+        # To open these of a process that is just ending is allowed to everybody: it has no memory any more, and there is nothing to read.
+        got += [f"{pid} {comm}: {name}" for name in ("environ", "maps") if trying(lambda name=name: first_byte(f"/proc/{pid}/{name}"))]
         if trying(os.listdir, f"/proc/{pid}/fd") is not None:
             got.append(f"{pid} {comm}: fd")
         word = ctypes.create_string_buffer(8)
