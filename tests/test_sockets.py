@@ -413,10 +413,10 @@ def test_dual_stack(poold: Poold, only: int) -> None:
 
 
 def test_dual_stack_beside_ipv4(poold: Poold) -> None:
-    """[::] and 0.0.0.0 on one port cannot both be had, and the start says which one failed."""
+    """[::] and 0.0.0.0 on one port cannot both be had, and the start says which one has to go."""
     port = free_port()
     text = refused_start(poold(settings=listener(f"tcp://[::]:{port}") + listener(f"tcp://0.0.0.0:{port}")))
-    assert f"cannot listen on tcp://0.0.0.0:{port}: Address already in use" in text
+    assert f"listener[2].address: tcp://0.0.0.0:{port} is taken by listener[1].address, which is tcp://[::]:{port}" in text
 
 
 @needs_network
