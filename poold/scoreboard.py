@@ -102,8 +102,7 @@ FORK_FAILURES = dict(zip(FORK_ERRNOS, _cells.many(len(FORK_ERRNOS)), strict=True
 ACCEPT_ERRORS = dict(zip(ACCEPT_ERRNOS, _cells.many(len(ACCEPT_ERRNOS)), strict=True))
 ACCEPTING = _cells.one()
 NOT_ACCEPTING_SINCE = _cells.one()  # CLOCK_MONOTONIC, 0 while accepting
-# From then on no worker can be born (CLOCK_MONOTONIC; ahead while births fail that may yet succeed), 0 while one can.
-BARREN_FROM = _cells.one()
+BARREN_FROM = _cells.one()  # no worker can be born from then on (CLOCK_MONOTONIC; ahead while one may yet), 0 while one can
 RELOAD_SUCCESSFUL = _cells.one()
 RELOAD_SUCCESS_AT = _cells.one()  # since the epoch
 RELOADS = dict(zip(ReloadResult, _cells.many(len(ReloadResult)), strict=True))
@@ -230,11 +229,9 @@ class CountersView:
 
     def __init__(self, fd: int) -> None:
         """Raise ValueError where another version of poold has written them, OSError."""
-        known = os.fstat(fd).st_size == COUNTERS_SIZE
-        if known:
-            self._map = mapped(fd, size=COUNTERS_SIZE)
-            known = self._map[0:8] == MAGIC and int.from_bytes(self._map[8:16], "little") == CELLS
-        if not known:
+        size = os.fstat(fd).st_size
+        self._map = mapped(fd, size=min(size, COUNTERS_SIZE))
+        if size != COUNTERS_SIZE or self._map[0:8] != MAGIC or int.from_bytes(self._map[8:16], "little") != CELLS:
             raise ValueError("the counters have another layout; they belong to another version of poold")
         self._last = array.array("Q", bytes(8 * CELLS))
 
