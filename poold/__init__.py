@@ -17,9 +17,9 @@ Where each box of a concurrent server's flowchart lives:
     (parent) close accepted  poold.master.sessions  Sessions.acknowledge, once the worker has said that it has it
     reap                     poold.master.reaper    Reaper.reap
 
-A directory is a process: `master`, `mold`, `worker`, `exporter`, `logger`. What lies beside them is public
-(`connection`, `address`, `handlers`), crosses a process boundary (`channel`, `rpc`, `scoreboard`, `pages`, `words`, `log`, `stream`), is a
-child's first act (`sandbox`, `title`), or is the command line (`cli`, `report`). `settings` is what judges poold.toml.
+A directory is a process: `master`, `mold`, `worker`, `exporter`, `logger`. What lies beside them is public (`connection`, `address`,
+`handlers`), crosses a process boundary (`channel`, `lifeline`, `rpc`, `scoreboard`, `pages`, `words`, `log`, `stream`), is a child's first
+act (`sandbox`, `title`), or is the command line (`cli`, `report`). `settings` is what judges poold.toml.
 
 A connection's way, one direction only:
 

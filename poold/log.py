@@ -37,6 +37,8 @@ LIMITED = {
     "worker_silent": 10,
     "connection_refused": 10,
     "control_refused": 10,
+    "scrape_failed": 5,
+    "scraper_dropped": 5,
     "spawn_failed": 5,
 }
 

@@ -34,25 +34,25 @@ _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_
 _FAILED = ctypes.c_void_p(-1).value
 
 
-def _mapped(fd: int, *, writable: bool = False) -> memoryview:
-    """Map a page for the rest of this process's life; raise OSError.
+def mapped(fd: int, *, size: int = PAGE, writable: bool = False) -> memoryview:
+    """Map a shared memory for the rest of this process's life; raise OSError. What lies behind the file's end is fatal to touch.
 
     Not the module mmap: its objects keep a duplicate of the descriptor (before Python 3.13 always), and a serving worker must
-    have none but its connection.
+    have none but its connection, an exporter none but its sockets.
     """
     protection = _PROT_READ | (_PROT_WRITE if writable else 0)
-    address = _libc.mmap(None, PAGE, protection, _MAP_SHARED, fd, 0)
+    address = _libc.mmap(None, size, protection, _MAP_SHARED, fd, 0)
     if address == _FAILED:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    return memoryview((ctypes.c_ubyte * PAGE).from_address(address)).cast("B")
+    return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
 
 
 class Phase:
     """The master's side of the phase page."""
 
     def __init__(self, fd: int) -> None:
-        self._map = _mapped(fd, writable=True)
+        self._map = mapped(fd, writable=True)
 
     def drain(self) -> None:
         """Tell every worker that a drain has begun."""
@@ -67,7 +67,7 @@ class PhaseView:
     """A worker's side of the phase page, mapped by its mold."""
 
     def __init__(self, fd: int) -> None:
-        self._map = _mapped(fd)
+        self._map = mapped(fd)
 
     def draining(self) -> bool:
         """Say whether a drain has begun."""

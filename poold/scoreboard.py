@@ -28,6 +28,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
+from poold.pages import mapped
 from poold.words import ACCEPT_ERRNOS, FORK_ERRNOS, Cause, Failure, Kind, Refusal, ReloadResult, State, UpgradeResult
 
 MAGIC = b"poold\0\0\1"
@@ -101,6 +102,7 @@ FORK_FAILURES = dict(zip(FORK_ERRNOS, _cells.many(len(FORK_ERRNOS)), strict=True
 ACCEPT_ERRORS = dict(zip(ACCEPT_ERRNOS, _cells.many(len(ACCEPT_ERRNOS)), strict=True))
 ACCEPTING = _cells.one()
 NOT_ACCEPTING_SINCE = _cells.one()  # CLOCK_MONOTONIC, 0 while accepting
+BARREN_FROM = _cells.one()  # no worker can be born from then on (CLOCK_MONOTONIC; ahead while one may yet), 0 while one can
 RELOAD_SUCCESSFUL = _cells.one()
 RELOAD_SUCCESS_AT = _cells.one()  # since the epoch
 RELOADS = dict(zip(ReloadResult, _cells.many(len(ReloadResult)), strict=True))
@@ -223,11 +225,13 @@ class Counters:
 
 
 class CountersView:
-    """A reader of another process's counters; owns no descriptor after it was made."""
+    """A reader of another process's counters; owns no descriptor after it was made, and its mapping for the process's life."""
 
     def __init__(self, fd: int) -> None:
-        self._map = mmap.mmap(fd, COUNTERS_SIZE, access=mmap.ACCESS_READ)
-        if self._map[0:8] != MAGIC or int.from_bytes(self._map[8:16], "little") != CELLS:
+        """Raise ValueError where another version of poold has written them, OSError."""
+        size = os.fstat(fd).st_size
+        self._map = mapped(fd, size=min(size, COUNTERS_SIZE))
+        if size != COUNTERS_SIZE or self._map[0:8] != MAGIC or int.from_bytes(self._map[8:16], "little") != CELLS:
             raise ValueError("the counters have another layout; they belong to another version of poold")
         self._last = array.array("Q", bytes(8 * CELLS))
 
@@ -235,7 +239,7 @@ class CountersView:
         """Return every cell as of one moment; the last good copy where the writer was faster each time."""
         for _ in range(100):
             at = BLOCKS_AT + (self._map[16] & 1) * BLOCK_SIZE
-            block = self._map[at : at + BLOCK_SIZE]
+            block = bytes(self._map[at : at + BLOCK_SIZE])
             check = int.from_bytes(block[8:16], "little")
             if crc32(memoryview(block)[BLOCK_HEAD:], crc32(block[0:8])) == check:
                 self._last = array.array("Q", block[BLOCK_HEAD:])
@@ -245,7 +249,7 @@ class CountersView:
     def names(self, cells: Sequence[int]) -> list[str]:
         """Return the names of the listeners in use, in the order of their numbers."""
         return [
-            self._map[at : at + NAME_BYTES].rstrip(b"\0").decode()
+            bytes(self._map[at : at + NAME_BYTES]).rstrip(b"\0").decode()
             for at in range(NAMES_AT, NAMES_AT + cells[LISTENERS] * NAME_BYTES, NAME_BYTES)
         ]
 

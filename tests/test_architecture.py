@@ -122,8 +122,8 @@ HURTING = {
     },
     r"(\w+\.)?_?ptrace": {"poold.master.tracees"},
     # The loop's holding off; an observer that waits for its scout.
-    r"time\.sleep": {"poold.exporter.main", "poold.master.loop", "poold.mold.scout"},
-    r"threading\.\w+": {"poold.exporter.main"},
+    r"time\.sleep": {"poold.master.loop", "poold.mold.scout"},
+    r"threading\.\w+": set(),
     r"(pickle|marshal|shelve|yaml)\.\w+": set(),
 }
 

@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from hypothesis import strategies as st
 from poold.handlers.chat import check_options
 from poold.handlers.chat_hall import hall_name
 from poold.handlers.chat_options import NUMBERS
-from poold.handlers.chat_text import Backlog, Bucket, LineSplitter, clean, decode, encode, fit, key, name_problem
+from poold.handlers.chat_text import Backlog, Bucket, LineSplitter, clean, common_form, decode, encode, fit, key, name_problem
 from tests.support import Client as WireClient
 from tests.support import Daemon, eventually
 
@@ -158,19 +159,31 @@ class Chat:
         other: bool = False,
         constants: Mapping[str, float] = QUIET,
         certificate: str = "",
+        anywhere: bool = False,
         **options: object,
     ) -> Client:
-        """Start a session, with these options and with these constants changed, and return its client."""
+        """Start a session, with these options and with these constants changed, and return its client.
+
+        With `anywhere` the chat has to find a place by itself, in the folder for temporary files.
+        """
         wire, served = tcp_pair() if tcp else socket.socketpair()
         number = len(self.clients) + 1
-        told = [served.fileno(), number, {"directory": str(self.folder), **options}, str(self.folder), dict(constants), certificate]
+        if not anywhere:
+            options = {"directory": str(self.folder), **options}
+        told = [served.fileno(), number, options, str(self.folder), dict(constants), certificate]
         command = [sys.executable, "-c", SESSION, json.dumps(told)]
         if other:
             command = [sys.executable, "-c", OTHER_MASTER, *command]
         log = self.folder / f"log-{number}"
         with served, log.open("wb") as stream:
             process = subprocess.Popen(
-                command, cwd=ROOT, pass_fds=[served.fileno()], stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
+                command,
+                cwd=ROOT,
+                env={**os.environ, "TMPDIR": str(self.folder)},
+                pass_fds=[served.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
             )
         self.clients.append(Client(wire, process, log))
         return self.clients[-1]
@@ -291,6 +304,56 @@ def test_a_rename_is_told(chat: Chat) -> None:
     alice, bob = chat.member("alice"), chat.member("bob")
     alice.say("/nick anna", "hi")
     assert bob.hear("hi") == "*** alice is now anna\n<anna> hi\n"
+
+
+def wide(text: str) -> str:
+    """Return text of ASCII in the full-width form of its letters."""
+    return "".join(chr(ord(letter) + 0xFEE0) for letter in text)
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        (wide("alice"), "alice"),
+        (wide("ALICE"), "alice"),
+        ("\U0001d4ea\U0001d4f5\U0001d4f2\U0001d4ec\U0001d4ee", "alice"),
+        ("\ufb01ona", "fiona"),
+        ("Ange\u0301la", "angéla"),
+        ("b²", "B2"),
+        ("straße", "STRASSE"),
+        ("\u017fam", "sam"),
+        ("\u212belf", "ÅELF"),
+    ],
+)
+def test_look_alikes_of_a_name_are_refused(chat: Chat, name: str, taken: str) -> None:
+    """A name that is another's but for the form of its letters is that name, and taken."""
+    chat.member(taken)
+    bob = chat.member("bob")
+    bob.say(f"/nick {name}", "/who")
+    assert "is taken." in bob.hear("in #lobby")
+    assert len(list((chat.hall / "names").iterdir())) == 2
+
+
+def test_names_are_kept_in_their_common_form(chat: Chat) -> None:
+    """A name and a room are shown, and found, in one form, whatever form they were given in."""
+    alice, bob = chat.member(), chat.member("bob")
+    alice.say(f"/nick {wide('alice')}", f"/join {wide('Den')}")
+    alice.hear("You are now alice.")
+    alice.hear("1 in #Den: alice")
+    bob.say(f"/msg {wide('A')}lice hello", "/join Den")
+    alice.hear("[bob to you] hello")
+    alice.hear("bob joined #Den")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a\u200bb", "a\u200db", "a\u00adb", "a\ufeffb", "a\u2060b", "a\u3164b", "\u115fa", "a\uffa0", "a\u00a0b", "a\u3000b", "a\U000e0061b"],
+)
+def test_names_with_something_invisible_are_refused(chat: Chat, name: str) -> None:
+    """A name in which something would not be seen is refused."""
+    alice = chat.member("alice")
+    alice.say(f"/nick {name}", f"/join {name}", "/who")
+    assert alice.hear("in #lobby").count("*** A name has ") == 2
 
 
 @pytest.mark.parametrize("name", ["", "../../etc", "a/b", "..", "-rf", "a b", "a\x1b[31mb", "\u202ebob", "x" * 21, "<bob>", "*"])
@@ -667,6 +730,82 @@ def test_a_folder_that_is_not_private_is_refused(chat: Chat, bait: str) -> None:
         chat.base.unlink()
 
 
+def squat(path: Path, bait: str) -> None:
+    """Put something where a folder of the chat would be, as another user could."""
+    if bait == "a symlink to a folder":
+        path.with_name("elsewhere").mkdir(mode=0o700)
+        path.symlink_to(path.with_name("elsewhere"))
+    elif bait == "a symlink to nothing":
+        path.symlink_to(path.with_name("nothing"))
+    elif bait == "a file":
+        path.touch(mode=0o600)
+    elif bait == "a FIFO":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+        path.chmod(0o777 if bait == "open to others" else 0o700)
+        if bait == "another user's":
+            os.chown(path, 4711, 4711)
+
+
+BAITS = ["open to others", "another user's", "a symlink to a folder", "a symlink to nothing", "a file", "a FIFO"]
+
+
+@pytest.mark.parametrize("bait", BAITS)
+def test_a_folder_taken_in_advance(chat: Chat, bait: str) -> None:
+    """Whatever another user puts where the chat's folder would be, sessions meet in a private one beside it, and touch none of it."""
+    if bait == "another user's" and os.geteuid() != 0:
+        pytest.skip("only root can act for another user")
+    squat(chat.base, bait)
+    before = chat.base.lstat()
+    alice, bob = chat.member("alice", anywhere=True), chat.member("bob", anywhere=True)
+    alice.say("hello")
+    bob.hear("<alice> hello")
+    [found] = [path for path in chat.folder.glob("poold-chat-*") if path != chat.base]
+    assert (stat.S_ISDIR(found.lstat().st_mode), stat.S_IMODE(found.lstat().st_mode)) == (True, 0o700)
+    # Should the place become free, who comes still goes where the others are.
+    if bait == "a file":
+        chat.base.unlink()
+        chat.member("carol", anywhere=True).say("and I")
+        bob.hear("<carol> and I")
+        chat.base.touch()
+    for client in chat.clients:
+        client.leave()
+    assert not found.exists()
+    after = chat.base.lstat()
+    assert bait == "a file" or (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    remove_bait(chat)
+
+
+def remove_bait(chat: Chat) -> None:
+    """Take away what was put in the chat's place, which has to be empty still."""
+    if chat.base.is_dir() and not chat.base.is_symlink():
+        chat.base.rmdir()
+    else:
+        chat.base.unlink()
+    if (chat.folder / "elsewhere").exists():
+        (chat.folder / "elsewhere").rmdir()
+
+
+def test_a_folder_that_is_exchanged(chat: Chat) -> None:
+    """When the folder's name is given to another one, those who are in stay together, nobody else joins them there, and all can leave."""
+    alice, bob = chat.member("alice"), chat.member("bob")
+    stolen = chat.base.rename(chat.folder / "stolen")
+    squat(chat.base, "open to others")
+    alice.say("still here?")
+    bob.hear("<alice> still here?")
+    bob.say("/join den", "/who")
+    bob.hear("1 in #den: bob")
+    late = chat.connect()
+    assert late.ended() == 1
+    assert "is not a folder of uid" in late.log.read_text()
+    assert (alice.leave(), bob.leave()) == (0, 0)
+    assert list(stolen.iterdir()) == []
+    stolen.rmdir()
+    # It is another's, and empty, and stays.
+    remove_bait(chat)
+
+
 def test_a_missing_directory_is_named(chat: Chat) -> None:
     """A session whose option `directory` is no folder ends with an error that names it."""
     client = chat.connect(directory=str(chat.folder / "missing"))
@@ -770,6 +909,26 @@ def test_names_that_are_accepted_are_file_names(name: str) -> None:
         assert 1 <= len(key(name)) <= 255
         assert name.isprintable()
         assert not set(name) & set(" <>[]*#/@!%")
+
+
+@given(st.text(max_size=30))
+def test_one_form_of_a_name(name: str) -> None:
+    """A name's form is its own form, and all forms and spellings of a name have one key."""
+    form = common_form(name)
+    assert common_form(form) == form
+    for other in (form, name.casefold(), *(unicodedata.normalize(kind, name) for kind in ("NFC", "NFD", "NFKC", "NFKD"))):
+        assert key(other) == key(name)
+
+
+def test_no_letter_of_a_name_is_invisible() -> None:
+    """Of all characters there are those that have no shape of their own are in no name."""
+    hidden = {"Cf", "Cc", "Co", "Cs", "Cn", "Zl", "Zp", "Zs", "Mn", "Me", "Mc"}
+    # Text that was decoded has no surrogates.
+    for letter in map(chr, (*range(0xD800), *range(0xE000, sys.maxunicode + 1))):
+        if name_problem(common_form(f"a{letter}"), 21) is None:
+            assert not any(unicodedata.category(each) in hidden for each in common_form(f"a{letter}"))
+            # The letters among what Unicode calls default-ignorable.
+            assert letter not in "\u115f\u1160\u3164\uffa0"
 
 
 @given(st.binary(max_size=300))

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import http.client
 import itertools
+import json
 import os
 import queue
 import random
@@ -11,6 +12,8 @@ import shutil
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -18,9 +21,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
+from prometheus_client.parser import text_string_to_metric_families
 
-from tests.faultkit import pids_limit
-from tests.support import DEADLINE, Client, Daemon, LawKeeper, alive, children_of, eventually
+from tests.faultkit import exporter_of, mold_of, needs_root, pids_limit, spares_of
+from tests.support import DEADLINE, Client, Daemon, LawKeeper, alive, children_of, eventually, free_port, open_files
 from tests.wirekit import (
     frozen,
     gone,
@@ -118,17 +123,59 @@ def test_format_by_accept(poold: Poold) -> None:
 
 
 @pytest.mark.parametrize(
+    ("accept", "openmetrics"),
+    [
+        ("application/openmetrics-text; version=abc", False),
+        ("application/openmetrics-text; version=", True),
+        ("application/openmetrics-text; version=1.0.0.0.0.x", False),
+        ("application/openmetrics-text; version=\xe4", False),
+        ("application/openmetrics-text; version=99.0.0", False),
+        ("application/openmetrics-text; q=0", False),
+        ("APPLICATION/OpenMetrics-Text;Version=1.0.0", True),
+        ("text/plain; version=abc", False),
+        ("text/plain, application/openmetrics-text;q=0.1", False),
+        (",;=,;;;===, ,q=,", False),
+        ("application/openmetrics-text;" * 200, True),
+    ],
+)
+def test_odd_accept(poold: Poold, accept: str, openmetrics: bool) -> None:
+    """Whatever a scraper says that it accepts, it gets one of the two formats, whole, and nothing of what it said comes back."""
+    daemon = poold().start()
+    answer = raw(daemon, f"GET /metrics HTTP/1.1\r\nAccept: {accept}\r\n\r\n".encode("latin-1"))
+    assert status(answer) == 200
+    version = b"application/openmetrics-text; version=1.0.0" if openmetrics else b"text/plain; version=0.0.4"
+    assert b"\r\nContent-Type: " + version + b"; charset=utf-8" in answer
+    assert b"poold_sessions_active 0" in answer
+    assert answer.endswith(b"# EOF\n") == openmetrics
+    assert "Traceback" not in daemon.log.read_text()
+
+
+def test_accept_on_several_lines(poold: Poold) -> None:
+    """What several Accept lines say counts as if it stood on one."""
+    daemon = poold().start()
+    request = b"GET /metrics HTTP/1.1\r\nAccept: text/html\r\naccept:application/openmetrics-text\r\n\r\n"
+    assert raw(daemon, request).endswith(b"# EOF\n")
+
+
+@pytest.mark.parametrize(
     ("request_", "expected"),
     [
         (b"GET / HTTP/1.1\r\n\r\n", {404}),
         (b"GET /metrics/../../etc/passwd HTTP/1.1\r\n\r\n", {404}),
-        (b"GET http://example.org/metrics HTTP/1.1\r\n\r\n", {404}),
+        (b"GET http://example.org/metrics HTTP/1.1\r\n\r\n", {200}),
+        (b"GET HTTPS://[::1]:9777/metrics?x HTTP/1.1\r\n\r\n", {200}),
+        (b"GET http://example.org HTTP/1.1\r\n\r\n", {404}),
+        (b"GET //metrics HTTP/1.1\r\n\r\n", {404}),
+        (b"GET metrics HTTP/1.1\r\n\r\n", {404}),
+        (b"GET * HTTP/1.1\r\n\r\n", {404}),
+        (b"CONNECT example.org:443 HTTP/1.1\r\n\r\n", {405}),
         (b"GET " + b"/x" * 2000 + b" HTTP/1.1\r\n\r\n", {404}),
         (b"POST /metrics HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello", {405}),
         (b"DELETE /metrics HTTP/1.1\r\n\r\n", {405}),
         (b"BREW /metrics HTTP/1.1\r\n\r\n", {501}),
         (b"get /metrics HTTP/1.1\r\n\r\n", {501}),
-        (b"GET /metrics HTTP/9.9\r\n\r\n", {400, 505}),
+        (b"GET /metrics HTTP/9.9\r\n\r\n", {505}),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {505}),
         (b"GET /metrics HTTX/1.1\r\n\r\n", {400}),
         (b"GET /metrics with spaces HTTP/1.1\r\n\r\n", {400}),
         (b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", {431}),
@@ -136,7 +183,16 @@ def test_format_by_accept(poold: Poold) -> None:
         (b"GET /" + b"x" * 1_000_000 + b" HTTP/1.1\r\n\r\n", {0, 414, 431}),
         (b"GET /metrics HTTP/1.1\r\nX: " + b"y" * 1_000_000 + b"\r\n\r\n", {0, 431}),
         (b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 200_000 + b"\r\n", {0, 431}),
-        (b"GET /metrics HTTP/1.1\r\nno colon\r\n: no name\r\n\0: \0\r\n\xff: \xfe\r\n\r\n", {200, 400}),
+        (b"GET /metrics HTTP/1.1\r\nno colon\r\n\r\n", {400}),
+        (b"GET /metrics HTTP/1.1\r\n: no name\r\n\r\n", {400}),
+        (b"GET /metrics HTTP/1.1\r\nA : b\r\n\r\n", {400}),
+        (b"GET /metrics HTTP/1.1\r\nA: b\r\n folded\r\n\r\n", {400}),
+        (b"GET /metrics HTTP/1.1\r\nA: \0\r\n\r\n", {400}),
+        (b"GET /metrics HTTP/1.1\rA: b\r\n\r\n", {400}),
+        (b"GET /\xff HTTP/1.1\r\n\r\n", {400}),
+        (b"GET /metrics HTTP/1.1\r\nA: \xff\r\n\r\n", {200}),
+        (b"GET /metrics HTTP/1.1\n\n", {200}),
+        (b"GET /metrics HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello", {200}),
         (b"\0\xff\xfe\x80\r\n\r\n", {400}),
         (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + bytes(500), {0, 400}),
         (b"\r\n\r\n", {0, 400}),
@@ -164,16 +220,23 @@ def test_odd_request(poold: Poold, request_: bytes, expected: set[int]) -> None:
 
 
 def test_http_0_9(poold: Poold) -> None:
-    """A request without a version, as before HTTP/1.0, gets the page or an error, and the end."""
+    """A request without a version, as before HTTP/1.0, gets an error at its first line's end, whatever else it waits for."""
     daemon = poold().start()
-    answer = raw(daemon, b"GET /metrics\r\n\r\n")
-    assert answer.startswith(b"# HELP") or status(answer) in (200, 400, 505)
+    with scraper(daemon) as client:
+        client.sendall(b"GET /metrics\r\n")
+        assert client.recv(12) == b"HTTP/1.0 400"
+
+
+def test_method_that_is_not_allowed(poold: Poold) -> None:
+    """A 405 says which methods are allowed."""
+    daemon = poold().start()
+    assert b"\r\nAllow: GET, HEAD\r\n" in raw(daemon, b"PUT /metrics HTTP/1.1\r\n\r\n")
 
 
 def test_one_answer_a_connection(poold: Poold) -> None:
     """Of requests that follow each other on one connection the first is answered, and the connection ends."""
     daemon = poold().start()
-    answer = raw(daemon, GET * 3)
+    answer = raw(daemon, GET * 2000)
     assert answer.count(b"HTTP/1.") == 1
     assert b"\r\nConnection: close\r\n" in answer
 
@@ -258,7 +321,7 @@ def test_crowd_of_scrapers(poold: Poold) -> None:
     outcomes = Counter[str]()
     with in_background(2, sessions(daemon)), contextlib.ExitStack() as stack:
         crowd = []
-        for _ in range(300):
+        for _ in range(500):
             client = stack.enter_context(socket.socket())
             client.setblocking(False)
             client.connect_ex(("127.0.0.1", daemon.metrics_port))
@@ -286,6 +349,62 @@ def test_crowd_of_scrapers(poold: Poold) -> None:
     # No turn of the master's loop took long.
     assert metrics.total("poold_master_loop_seconds_bucket", le="0.5") == metrics["poold_master_loop_seconds_count"]
     assert alive(exporter(daemon))
+
+
+def test_clients_that_finish_nothing(poold: Poold) -> None:
+    """Clients that never finish a request, many more than there are places, keep nobody else out."""
+    daemon = poold().start()
+    with contextlib.ExitStack() as stack:
+        for number in range(200):
+            client = stack.enter_context(scraper(daemon))
+            client.sendall(GET[: number % 20])
+            if number % 20 == 19:
+                assert daemon.get("/healthz") == daemon.get("/readyz") == 200
+                assert answers(daemon)
+    dropped = daemon.events("scraper_dropped", reason="crowd")
+    # Some of them were closed for others, which is said, but not for each.
+    assert 1 <= len(dropped) <= 10
+
+
+def test_health_checks_of_a_crowd(poold: Poold) -> None:
+    """While more clients than there are places scrape as fast as they can, each health check is answered, and none says no."""
+    daemon = poold().start(laws=False)
+
+    def scrapes(enough: threading.Event) -> None:
+        while not enough.is_set():
+            raw(daemon, GET)
+
+    with in_background(50, scrapes):
+        seen = {daemon.get(path) for _ in range(20) for path in ("/healthz", "/readyz")}
+    assert seen == {200}
+
+
+def test_one_thread_in_the_exporter(poold: Poold) -> None:
+    """The exporter has one thread, however many ask and asked."""
+    daemon = poold().start()
+    pid = exporter(daemon)
+    for _ in range(50):
+        assert daemon.get("/healthz") == 200
+    with in_background(8, lambda enough: [raw(daemon, GET) for _ in range(10)]):
+        assert os.listdir(f"/proc/{pid}/task") == [str(pid)]
+    assert os.listdir(f"/proc/{pid}/task") == [str(pid)]
+
+
+def test_what_the_exporter_holds(poold: Poold) -> None:
+    """The exporter's descriptors are its listener, its lifeline, three streams and its loop's own; the counters it can only read."""
+    daemon = poold().start(laws=False)
+    daemon.metric("poold_children", 1, kind="exporter", state="serving")
+    pid = exporter(daemon)
+    files = eventually(lambda: files if len(files := open_files(pid)) == 8 else {}, "the last scrape has gone")
+    assert Counter(name.partition(":")[0] for name in files.values()) == {
+        "/dev/null": 1,
+        str(daemon.log): 2,
+        # The listener, the lifeline, and both ends of what wakes asyncio's loop.
+        "socket": 4,
+        "anon_inode": 1,
+    }
+    shared = [line.split() for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "memfd" in line]
+    assert [(line[1], line[5]) for line in shared] == [("r--s", "/memfd:poold-counters")]
 
 
 def test_one_thread_in_the_master(poold: Poold) -> None:
@@ -364,22 +483,122 @@ def test_exporter_that_never_lives(poold: Poold) -> None:
 
 
 def test_exporter_stopped(poold: Poold) -> None:
-    """An exporter that is stopped by a signal holds up neither sessions nor the master's end; scrapes go on when it does."""
-    daemon = poold(options={"timeouts.kill": 0.2}).start()
+    """An exporter that is stopped by a signal holds up neither sessions nor the master's end."""
+    daemon = poold(options={"timeouts.kill": 0.2}).start(laws=False)
+    eventually(lambda: answers(daemon), "a scrape is answered")
     pid = exporter(daemon)
-    assert answers(daemon)
-    with frozen(pid), contextlib.ExitStack() as stack:
-        waiting = stack.enter_context(scraper(daemon))
-        waiting.sendall(GET)
+    with frozen(pid):
         for _ in range(20):
             with daemon.connect() as client:
                 assert client.ask("echo here") == "here"
-        os.kill(pid, signal.SIGCONT)
-        assert waiting.recv(12) == b"HTTP/1.0 200"
-        daemon.metric("poold_sessions_ended_total", 20, cause="ok")
+    daemon.metric("poold_sessions_ended_total", 20, cause="ok")
     with frozen(pid):
         assert daemon.stop() == 0
         assert gone(pid)
+
+
+def test_exporter_that_hangs(poold: Poold) -> None:
+    """An exporter that does not answer is replaced as soon as somebody has waited for it, who is answered by the next one."""
+    daemon = poold().start()
+    for number in (1, 2):
+        eventually(lambda: answers(daemon), "a scrape is answered")
+        mark = daemon.mark()
+        pid = exporter_of(daemon)
+        os.kill(pid, signal.SIGSTOP)
+        # Nobody but the master can help here, and it has no tick.
+        waits = scraper(daemon)
+        with waits:
+            waits.sendall(GET)
+            assert waits.recv(12) == b"HTTP/1.0 200"
+        assert daemon.event("exporter_silent", after=mark)["pid"] == pid
+        assert exporter(daemon, after=mark) != pid
+        metrics = daemon.metrics()
+        assert metrics.total("poold_children_failed_total", reason="timeout") == number
+        assert metrics.total("poold_children_spawned_total", kind="exporter") == number + 1
+    assert len(daemon.events("exporter_silent")) == 2
+
+
+def test_exporter_that_hangs_and_nobody_asks(poold: Poold) -> None:
+    """An exporter that nobody wants anything of may be stopped for as long as somebody likes, and goes on afterwards."""
+    daemon = poold().start(laws=False)
+    eventually(lambda: answers(daemon), "a scrape is answered")
+    pid = exporter(daemon)
+    with frozen(pid):
+        # Longer than it has when somebody asks.
+        began = time.monotonic()
+        while time.monotonic() - began < 7:
+            with daemon.connect() as client:
+                assert client.ask("echo here") == "here"
+    assert answers(daemon)
+    assert len(daemon.events("exporter_started")) == 1
+
+
+def test_exporter_that_hangs_at_its_start(poold: Poold) -> None:
+    """An exporter that does not come as far as to answer anybody is replaced, too."""
+    daemon = poold(options=ONE_SPARE).start(laws=False)
+    eventually(lambda: answers(daemon), "a scrape is answered")
+    mark = daemon.mark()
+    os.kill(exporter(daemon), signal.SIGKILL)
+    pid = exporter(daemon, after=mark)
+    os.kill(pid, signal.SIGSTOP)
+    assert daemon.event("exporter_failed", after=mark, reason="the exporter ended with status -9")
+    daemon.event("exporter_ready", after=mark)
+    assert answers(daemon)
+    assert daemon.events("exporter_ready", after=mark, pid=pid) == []
+    assert daemon.metrics().total("poold_children_failed_total", reason="timeout") == 1
+
+
+@needs_root
+def test_exporter_without_descriptors(poold: Poold) -> None:
+    """An exporter that somebody has taken its descriptors from, and that can let nobody in, makes room for another one."""
+    daemon = poold().start(laws=False)
+    eventually(lambda: answers(daemon), "a scrape is answered")
+    pid = exporter(daemon)
+    # Which whoever has its user can do.
+    code = "import os, resource, sys; pid, uid, gid = map(int, sys.argv[1:]); os.setgroups([]); os.setresgid(gid, gid, gid); "
+    code += "os.setresuid(uid, uid, uid); resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, 3))"
+    user = os.stat(f"/proc/{pid}")
+    subprocess.run([sys.executable, "-c", code, str(pid), str(user.st_uid), str(user.st_gid)], check=True)
+    with scraper(daemon) as waits:
+        waits.sendall(GET)
+        assert waits.recv(12) == b"HTTP/1.0 200"
+    assert gone(pid)
+    assert {event["errno"] for event in daemon.events("accept_error", listener="metrics")} == {"EMFILE"}
+    assert daemon.metrics().total("poold_children_failed_total", reason="exit") == 1
+
+
+def test_health_while_exporters_change(poold: Poold) -> None:
+    """While one exporter makes room for another on the same address, health checks are answered by either, and none says no."""
+    daemon = poold(options=ONE_SPARE).start(laws=False)
+    seen: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def checks(enough: threading.Event) -> None:
+        while not enough.is_set():
+            seen.put(status(raw(daemon, b"GET /healthz HTTP/1.1\r\n\r\n")))
+
+    eventually(lambda: answers(daemon), "a scrape is answered")
+    with in_background(4, checks):
+        for generation, level in enumerate(("info", "debug", "info", "debug"), start=2):
+            daemon.write(options={**ONE_SPARE, "log.level": level})
+            daemon.kill(signal.SIGHUP)
+            daemon.event("reload_applied", generation=generation)
+    daemon.metric("poold_children_spawned_total", 5, kind="exporter")
+    assert {seen.get() for _ in range(seen.qsize())} == {200}
+
+
+def test_hung_exporter_at_another_address(poold: Poold) -> None:
+    """After a reload has moved the metrics it is the new address at which a hung exporter is noticed."""
+    daemon = poold(options=ONE_SPARE).start(laws=False)
+    eventually(lambda: answers(daemon), "a scrape is answered")
+    mark = daemon.mark()
+    daemon.metrics_port = free_port()
+    daemon.write(options=ONE_SPARE)
+    daemon.kill(signal.SIGHUP)
+    daemon.event("reload_applied")
+    pid = exporter(daemon, after=mark)
+    os.kill(pid, signal.SIGSTOP)
+    assert answers(daemon)
+    daemon.event("exporter_silent", pid=pid)
 
 
 def test_questions_that_are_not_answered_do_not_pile_up(poold: Poold) -> None:
@@ -437,7 +656,7 @@ def test_not_ready_after_a_while_at_the_cap(poold: Poold) -> None:
 
 
 def test_figures_of_a_stopped_master(poold: Poold) -> None:
-    """While the master is stopped its last figures are served at once, and /healthz is 503; it is 200 again when the master goes on."""
+    """While the master is stopped its last figures are served at once, and /healthz and /readyz are 503; 200 again when it goes on."""
     daemon = poold(options=ONE_SPARE).start()
     with daemon.connect() as client:
         client.ask("pid")
@@ -450,11 +669,65 @@ def test_figures_of_a_stopped_master(poold: Poold) -> None:
             assert time.monotonic() - began < 2
             assert metrics["poold_children_active"] == 1
             assert metrics.total("poold_connections_accepted_total") == 1
-            assert daemon.get("/healthz") == 503
-            assert daemon.get("/readyz") == 200
+            assert daemon.get("/healthz") == daemon.get("/readyz") == 503
             assert client.ask("echo here") == "here"
-        eventually(lambda: daemon.get("/healthz") == 200, "alive again", seconds=3)
+        eventually(lambda: daemon.get("/healthz") == daemon.get("/readyz") == 200, "alive again", seconds=3)
     daemon.metric("poold_sessions_ended_total", 1, cause="ok")
+
+
+def test_not_ready_without_a_mold(poold: Poold) -> None:
+    """While there is neither a mold that works nor a spare /readyz is 503, also where newcomers are accepted to be refused."""
+    daemon = poold()
+    mood = daemon.folder / "mood"
+    options = {**ONE_SPARE, "server.handler": "moody:serve", "server.environment": {"MOOD": str(mood)}, "pool.when_full": "refuse"}
+    daemon.write(options=options)
+    daemon.start()
+    eventually(lambda: daemon.get("/readyz") == 200, "ready")
+    mood.write_text("raise")
+    os.kill(mold_of(daemon), signal.SIGKILL)
+    daemon.event("mold_failed")
+    # Its spare is as good as ever.
+    assert daemon.get("/readyz") == 200
+    for spare in spares_of(daemon, 1):
+        os.kill(spare, signal.SIGKILL)
+    eventually(lambda: daemon.get("/readyz") == 503, "not ready")
+    assert b"no worker can be born" in raw(daemon, b"GET /readyz HTTP/1.1\r\n\r\n")
+    assert daemon.metrics()["poold_accepting"] == 1
+    assert daemon.get("/healthz") == 200
+    mood.write_text("good")
+    eventually(lambda: daemon.get("/readyz") == 200, "ready again")
+
+
+@pytest.mark.parametrize("when_full", ["wait", "refuse"])
+def test_not_ready_while_births_fail(poold: Poold, when_full: str) -> None:
+    """Where no worker can be made /readyz is 503 after some seconds, however often it is tried, and 200 again when one was."""
+    daemon = poold(options={**ONE_SPARE, "pool.when_full": when_full}).start()
+    eventually(lambda: daemon.get("/readyz") == 200, "ready")
+    [spare] = spares_of(daemon, 1)
+    with pids_limit(mold_of(daemon), 1) as limit:
+        os.kill(spare, signal.SIGKILL)
+        daemon.event("spawn_failed")
+        eventually(lambda: daemon.get("/readyz") == 503, "not ready")
+        # Births are tried again after 5 s at the longest: none of that makes it ready.
+        began = time.monotonic()
+        while time.monotonic() - began < 7:
+            assert daemon.get("/readyz") == 503
+        limit("max")
+        eventually(lambda: daemon.get("/readyz") == 200, "ready again")
+
+
+def test_ready_again_when_nobody_needs_a_worker(poold: Poold) -> None:
+    """Without spares births that fail make it not ready as long as somebody waits for one; then the next client is to find out."""
+    daemon = poold(options={"pool.min_spare": 0, "timeouts.startup": 9}).start()
+    eventually(lambda: daemon.get("/readyz") == 200, "ready")
+    with pids_limit(mold_of(daemon), 1), daemon.connect() as client:
+        client.send(b"echo here\n")
+        eventually(lambda: daemon.get("/readyz") == 503, "not ready")
+        assert client.rest() == b""
+        daemon.metric("poold_sessions_ended_total", 1, cause="timeout_startup")
+        eventually(lambda: daemon.get("/readyz") == 200, "ready again")
+    with daemon.connect() as client:
+        assert client.ask("echo here") == "here"
 
 
 def test_not_ready_while_it_stops(poold: Poold) -> None:
@@ -499,6 +772,72 @@ def test_metrics_off(poold: Poold) -> None:
     with pytest.raises(ConnectionRefusedError):
         scraper(daemon)
     assert [row["kind"] for row in daemon.children("exporter")] == []
+
+
+def test_metrics_at_an_address_that_is_taken(poold: Poold) -> None:
+    """A reload that wants the metrics where somebody listens already is refused, and they stay where they are."""
+    daemon = poold(options=ONE_SPARE).start()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        daemon.write(options={**ONE_SPARE, "metrics.listen": f"tcp://127.0.0.1:{taken.getsockname()[1]}"})
+        daemon.kill(signal.SIGHUP)
+        assert "Address already in use" in daemon.event("reload_refused")["reason"]
+    assert daemon.get("/readyz") == 200
+    assert len(daemon.events("exporter_started")) == 1
+
+
+# What is shown.
+
+
+def test_series_do_not_grow(poold: Poold) -> None:
+    """However many clients of however many addresses come, the samples have the same names and labels, and are few."""
+    daemon = poold(options={"pool.max_children": 8}).start()
+    before = set(daemon.metrics())
+    for number in range(2, 60):
+        with socket.socket() as client:
+            client.bind((f"127.0.0.{number}", 0))
+            client.connect(daemon.address)
+            client.sendall(b"status room-%d\n" % number)
+            client.recv(100)
+    daemon.metric("poold_sessions_active", 0)
+    assert set(daemon.metrics()) == before
+    assert len(before) < 300
+
+
+@pytest.mark.parametrize("name", ['say "hi"', "back\\slash\\n", "{}=,", "Bücher 📚", "x" * 128, "\u00e9" * 64])
+def test_odd_names_of_listeners(poold: Poold, name: str) -> None:
+    """A listener's name is the same label in both formats, whatever characters it has."""
+    listener = f'[[listener]]\naddress = "systemd://main"\nname = {json.dumps(name, ensure_ascii=False)}\n'
+    daemon = poold(settings=listener).start(laws=False)
+    with daemon.connect() as client:
+        assert client.ask("echo here") == "here"
+    daemon.metric("poold_sessions_ended_total", 1, cause="ok")
+    text = raw(daemon, GET).partition(b"\r\n\r\n")[2].decode()
+    opened = raw(daemon, b"GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text\r\n\r\n").partition(b"\r\n\r\n")[2].decode()
+    for families in (text_string_to_metric_families(text), openmetrics_families(opened)):
+        samples = [sample for family in families for sample in family.samples if sample.name == "poold_connections_accepted_total"]
+        assert [(sample.labels, sample.value) for sample in samples] == [({"listener": name}, 1.0)]
+
+
+def test_no_figure_is_out_of_its_range(poold: Poold) -> None:
+    """No sample is negative, infinite or not a number, after sessions of all fates and without a limit of open files."""
+    daemon = poold(options=ONE_SPARE).start()
+    for words in ("echo here", "exit 3", "signal 9", "raise"):
+        with daemon.connect() as client:
+            client.ask(words)
+    daemon.metric("poold_sessions_active", 0)
+    assert {name: value for name, value in daemon.metrics().items() if not 0 <= value < 2.0**64 + 1} == {}
+
+
+def test_multiprocess_mode_of_the_library(poold: Poold, tmp_path: Path) -> None:
+    """The variable that makes prometheus_client keep a file for each process reaches no handler, and without it nothing is kept."""
+    folder = tmp_path / "prometheus"
+    folder.mkdir()
+    daemon = poold().start(environ={"PROMETHEUS_MULTIPROC_DIR": str(folder)})
+    for _ in range(10):
+        with daemon.connect() as client:
+            assert "PROMETHEUS_MULTIPROC_DIR" not in json.loads(client.ask("facts"))["environ"]
+        assert answers(daemon)
+    assert list(folder.iterdir()) == []
 
 
 # All of it at one time.
@@ -586,18 +925,13 @@ def test_laws_under_load_and_murder(poold: Poold) -> None:
     assert [keeper.broken for keeper in keepers] == [[], []]
 
 
-@pytest.mark.parametrize("tasks", [2, 3])
-def test_exporter_at_a_limit_of_tasks(poold: Poold, tasks: int) -> None:
-    """A scrape that no thread can be had for is turned away, and the next one is answered as soon as there is one."""
+def test_exporter_at_a_limit_of_tasks(poold: Poold) -> None:
+    """Scrapes and health checks are answered where no process may make another task."""
     daemon = poold().start(laws=False)
     daemon.metric("poold_children", 1, kind="exporter", state="serving")
     pid = exporter(daemon)
-    eventually(lambda: len(os.listdir(f"/proc/{pid}/task")) == 2, "the threads of former scrapes have gone")
-    with pids_limit(pid, tasks) as limit:
+    with pids_limit(pid, 1):
         for _ in range(20):
-            # Turned away with its request unread: it may see a reset instead of the answer.
-            assert status(raw(daemon, GET)) in (0, 503)
-        limit("max")
-        eventually(lambda: answers(daemon), "a scrape is answered")
+            assert status(raw(daemon, GET)) == daemon.get("/healthz") == 200
     assert shows(pid, "poold: exporter")
     assert "Traceback" not in daemon.log.read_text()

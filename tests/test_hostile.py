@@ -35,7 +35,6 @@ NOT_YET = {
     "truncate-the-log": "sessions have the log's own file",
     "unblock-the-log": "sessions have the log's own open file description",
     "forge-log-lines": "a line that a session prints is not told from poold's own",
-    "scrapers-bad-accept": "a version that is no number ends the request without an answer",
 }
 BY_NAME = {attack.name: attack for attack in ATTACKS}
 

@@ -56,8 +56,9 @@ def test_nothing_to_do(poold: Poold) -> None:
     """With nobody there, no process of poold ever wakes up: nothing is polled, nothing ticks."""
     daemon = poold(options={"pool.min_spare": 2}).start(laws=False)  # scrapes are something to do
     pids = [daemon.master, mold_of(daemon), exporter_of(daemon), *spares_of(daemon, 2)]
-    # What was said last may go out up to a status line's interval later.
-    rest(5)
+    # What was said last may go out up to a status line's interval later; and once after the last scrape, at most five seconds later,
+    # the master looks whether the exporter has answered it.
+    rest(7)
     before = wakeups(pids)
     rest(3)
     assert wakeups(pids) == before

@@ -4,9 +4,12 @@
         names/<key of the name>                                       the session's FIFO, which claims its name
         rooms/<room>/<name>                                           a hard link to it, for the room it is in
 
-Names are unique in a daemon, whatever their upper and lower case. An owner holds its FIFO open for reading and writing, so
-whoever opens it for writing alone, without waiting, learns by ENXIO that the owner is dead; no process ids are kept, and
-none can be mistaken. The dead are cleared away by whoever meets them, the hall by the last one out.
+Names are unique in a daemon, whatever their upper and lower case and the form of their letters. An owner holds its FIFO open for
+reading and writing, so whoever opens it for writing alone, without waiting, learns by ENXIO that the owner is dead; no process ids
+are kept, and none can be mistaken. The dead are cleared away by whoever meets them, the hall by the last one out.
+
+Others can often make files where the folder is to be. So what has its name is judged by what it is once it is open, and everything
+below is reached from open folders; what others have put in the way is left alone.
 
 All changes are made under a lock (flock) on the hall's folder, but for the unlinking of one's own FIFO; sending takes no
 lock. A FIFO is opened before the lock it was made under is let go: a FIFO without a reader is dead, not young.
@@ -20,7 +23,6 @@ import errno
 import fcntl
 import os
 import select
-import stat
 from time import monotonic
 
 TYPE_CHECKING = False
@@ -30,25 +32,63 @@ if TYPE_CHECKING:  # without loading typing, whose weight every worker would car
 LAYOUT = 1
 # As tempfile has them, without the weight of tempfile. What is made there is a private folder or an error.
 TEMPORARY_FOLDERS = ("/tmp", "/var/tmp", "/usr/tmp")  # noqa: S108
+# How many names its folder may have there: more than one, because others can make files there, too.
+NAMES_MAX = 16
+# What opening a link, a file or another user's folder in its place may fail with (open(2)).
+FOREIGN = {errno.ENOTDIR, errno.ELOOP, errno.EACCES}
+OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # A holder keeps the lock for less than a millisecond, unless it was stopped: then nobody else shall stop with it.
 LOCK_WAIT = 2.0
 LOCK_PAUSES = (0.0005, 0.016)
 
 
-def private_folder(parent: str | None) -> str:
-    """Return this uid's folder under `parent` (default: the system's folder for temporary files), made where it is missing.
+def private_folder(parent: str | None) -> tuple[str, int]:
+    """Return the path of this uid's folder under `parent`, made where it is missing, and a descriptor of it, which the caller closes.
 
-    Raises PermissionError where something else has its name: others could read and write what members say.
+    Without a parent the folder is among those for temporary files, where others may have taken its name: then it has another one.
+    Who comes later takes the one that is there already. Raises PermissionError where something else has its name, or each of them:
+    others could read and write what members say.
     """
+    name = f"poold-chat-{os.geteuid()}"
+    paths = [f"{parent}/{name}"]
     if parent is None:
-        candidates = [os.environ.get("TMPDIR", ""), *TEMPORARY_FOLDERS]
-        parent = next((folder for folder in candidates if folder and os.access(folder, os.W_OK | os.X_OK)), TEMPORARY_FOLDERS[0])
-    path = f"{parent}/poold-chat-{os.geteuid()}"
-    make_folder(path)
-    found = os.lstat(path)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise PermissionError(f"{path} is not a folder of uid {os.geteuid()} with mode 0700: remove it, or set the option directory")
-    return path
+        names = [name, *(f"{name}.{number}" for number in range(2, NAMES_MAX + 1))]
+        paths = [f"{folder}/{each}" for folder in _temporary_folders() for each in names]
+    for make in (False, True):
+        for path in paths:
+            fd = _open_private(path, make=make)
+            if fd is not None:
+                return path, fd
+    more = f", nor is any of {len(paths)} others" if parent is None else ""
+    reason = f"{paths[0]} is not a folder of uid {os.geteuid()} with mode 0700{more}"
+    raise PermissionError(f"{reason}: remove it, or set the option directory to a folder that nobody else can write to")
+
+
+def _temporary_folders() -> list[str]:
+    candidates = [os.environ.get("TMPDIR", ""), *TEMPORARY_FOLDERS]
+    return [folder for folder in candidates if folder and os.access(folder, os.W_OK | os.X_OK)] or [TEMPORARY_FOLDERS[0]]
+
+
+def _open_private(path: str, *, make: bool) -> int | None:
+    """Open a folder that is this uid's alone, if need be after making it; None where there is none, or something else."""
+    if make:
+        make_folder(path)
+    try:
+        fd = os.open(path, OPEN_FOLDER)
+    except FileNotFoundError:
+        if make:
+            # The last one out of it has removed it since.
+            raise
+        return None
+    except OSError as error:
+        if error.errno not in FOREIGN:
+            raise
+        return None
+    found = os.fstat(fd)
+    if found.st_uid == os.geteuid() and not found.st_mode & 0o077:
+        return fd
+    os.close(fd)
+    return None
 
 
 def hall_name(master: int) -> str:
@@ -75,11 +115,12 @@ def make_folder(path: str, dir_fd: int | None = None) -> None:
 class Hall:
     """The folder of one daemon's chat; as a context manager, the lock on it. Paths are relative to the folder."""
 
-    __slots__ = ("_fd", "_path")
+    __slots__ = ("_fd", "_name")
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    def __init__(self, name: str, base: int) -> None:
+        """Open the hall of this name in the folder of this descriptor. Raises OSError."""
+        self._name = name
+        self._fd = os.open(name, OPEN_FOLDER, dir_fd=base)
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -99,7 +140,7 @@ class Hall:
         pause, longest = LOCK_PAUSES
         while not self.try_lock():
             if monotonic() > until:
-                raise TimeoutError(f"{self._path} has been locked for {LOCK_WAIT:.0f} seconds")
+                raise TimeoutError(f"{self._name} has been locked for {LOCK_WAIT:.0f} seconds")
             select.select((), (), (), pause)
             pause = min(2 * pause, longest)
         return self
@@ -112,9 +153,9 @@ class Hall:
         fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def stands(self) -> bool:
-        """Say whether the folder is still the one at its path; asked under the lock, since the last one out removes it."""
+        """Say whether the folder still has its name; asked under the lock, since the last one out removes it."""
         try:
-            return os.path.samestat(os.fstat(self._fd), os.lstat(self._path))
+            return os.path.samestat(os.fstat(self._fd), os.lstat(f"../{self._name}", dir_fd=self._fd))
         except FileNotFoundError:
             return False
 
@@ -204,7 +245,18 @@ class Hall:
         """Remove the whole hall if nobody in it lives. To be called under the lock."""
         rooms = [f"rooms/{room}" for room in self.entries("rooms")]
         if all(map(self.remove_folder, ["names", *rooms, "rooms"])):
-            remove_empty(self._path)
+            remove_empty(f"../{self._name}", self._fd)
+
+    def remove_base(self, path: str) -> None:
+        """Remove the folder that the halls are in, if there is none left; `path` is where it was, and another's may be there now."""
+        name = f"../../{os.path.basename(path)}"
+        try:
+            ours = os.path.samestat(os.stat("..", dir_fd=self._fd), os.lstat(name, dir_fd=self._fd))
+        except FileNotFoundError:
+            # Somebody else was faster.
+            return
+        if ours:
+            remove_empty(name, self._fd)
 
 
 def remove_empty(path: str, dir_fd: int | None = None) -> bool:
@@ -220,13 +272,13 @@ def remove_empty(path: str, dir_fd: int | None = None) -> bool:
     return True
 
 
-def remove_deserted(base: str, own: str) -> None:
+def remove_deserted(base: int, own: str) -> None:
     """Remove the halls of dead daemons: those in which nobody lives."""
     for name in os.listdir(base):
         if name == own:
             continue
         try:
-            hall = Hall(f"{base}/{name}")
+            hall = Hall(name, base)
         except OSError:
             # Another session has just removed it, or it is none of ours.
             continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from time import monotonic
 
-from poold.handlers.chat_text import FILE_NAME_MAX, Bucket, clean, name_problem
+from poold.handlers.chat_text import FILE_NAME_MAX, Bucket, clean, common_form, name_problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
@@ -117,8 +117,8 @@ class Member:
         self._announce(f"{self._seat.name} joined #{self._seat.room}")
         self._who("")
 
-    def _nick(self, name: str) -> None:
-        before = self._seat.name
+    def _nick(self, given: str) -> None:
+        before, name = self._seat.name, common_form(given)
         if problem := name_problem(name, self._limits.max_name):
             self.tell(problem)
         elif name == before:
@@ -130,8 +130,8 @@ class Member:
             self.tell(f"You are now {name}.")
             self._announce(f"{before} is now {name}")
 
-    def _join(self, room: str) -> None:
-        room = room.removeprefix("#")
+    def _join(self, given: str) -> None:
+        room = common_form(given).removeprefix("#")
         if problem := name_problem(room, self._limits.max_room):
             self.tell(problem)
         elif room == self._seat.room:
@@ -160,7 +160,8 @@ class Member:
             self.tell("Write /me TEXT.")
 
     def _msg(self, rest: str) -> None:
-        name, _, text = rest.partition(" ")
+        given, _, text = rest.partition(" ")
+        name = common_form(given)
         if not text:
             self.tell("Write /msg NAME TEXT.")
         elif name_problem(name, FILE_NAME_MAX) or not self._seat.whisper(name, f"[{self._seat.name} to you] {text.lstrip()}"):

@@ -14,7 +14,7 @@ from collections import deque
 from enum import Enum, auto
 from select import PIPE_BUF
 
-from poold.handlers.chat_hall import Hall, hall_name, make_folder, private_folder, remove_deserted, remove_empty
+from poold.handlers.chat_hall import Hall, hall_name, make_folder, private_folder, remove_deserted
 from poold.handlers.chat_text import FILE_NAME_MAX, decode, encode, fit, key
 
 PRIVATE = "@"
@@ -241,7 +241,7 @@ class Seat:
         except TimeoutError:
             # What is still to be done is done by the next one out.
             return
-        remove_empty(self._base)
+        self._hall.remove_base(self._base)
 
     def close(self) -> None:
         """Close every descriptor."""
@@ -258,24 +258,35 @@ def take_seat(parent: str | None, name: str, room: str) -> Seat:
     own = hall_name(os.getppid())
     for attempt in range(ENTRY_ATTEMPTS):
         try:
-            base = private_folder(parent)
-            make_folder(f"{base}/{own}")
-            hall = Hall(f"{base}/{own}")
+            seat = _enter(parent, own, name, room)
         except FileNotFoundError:
             # The last one out has just removed a folder; or there is no parent, and that does not get better.
             if attempt + 1 == ENTRY_ATTEMPTS:
                 raise
             continue
+        if seat is not None:
+            return seat
+    raise TimeoutError(f"{own} was removed {ENTRY_ATTEMPTS} times in the moment it was entered")
+
+
+def _enter(parent: str | None, own: str, name: str, room: str) -> Seat | None:
+    """Enter the hall of this name; None if it was removed meanwhile."""
+    path, base = private_folder(parent)
+    try:
+        make_folder(own, base)
+        hall = Hall(own, base)
         try:
-            seat = _sit(base, hall, name, room)
+            seat = _sit(path, hall, name, room)
         except BaseException:
             hall.close()
             raise
-        if seat is not None:
+        if seat is None:
+            hall.close()
+        else:
             remove_deserted(base, own)
-            return seat
-        hall.close()
-    raise TimeoutError(f"{base}/{own} was removed {ENTRY_ATTEMPTS} times in the moment it was entered")
+        return seat
+    finally:
+        os.close(base)
 
 
 def _sit(base: str, hall: Hall, name: str, room: str) -> Seat | None:

@@ -5,6 +5,7 @@ as whole lines, so that what has to be dropped is dropped as whole lines and can
 """
 
 from collections import deque
+from unicodedata import normalize
 
 # Bytes of a file name, of which every Linux file system takes 255. A dot is not among the plain ones: no name is "..".
 PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
@@ -14,6 +15,8 @@ SE, SB, WILL, DONT, IAC = 0xF0, 0xFA, 0xFB, 0xFE, 0xFF
 # Zero-width joiners look like control characters, but Persian, Hindi and many emoji are not written right without them.
 JOINERS = "\u200c\u200d"
 UNSHOWN = "\ufffd"
+# The letters that have no shape of their own (Unicode, Default_Ignorable_Code_Point): what else is not seen is no letter.
+BLANK_LETTERS = frozenset("\u115f\u1160\u3164\uffa0")
 
 # As much as a TLS record holds; what is being sent is beyond recall, so it should be little.
 CHUNK = 16384
@@ -30,16 +33,29 @@ def decode(file_name: str) -> str:
     return b"".join([head.encode(), *(bytes.fromhex(part[:2]) + part[2:].encode() for part in escaped)]).decode()
 
 
+def common_form(name: str) -> str:
+    """Return a name in the one form it is kept in, whatever form its letters came in (Unicode Standard Annex 15, NFKC)."""
+    return normalize("NFKC", name)
+
+
 def key(name: str) -> str:
-    """Return the file name that is the same for all spellings of a name that differ in upper and lower case only."""
-    return encode(name.casefold())
+    """Return the file name that is the same for all names that differ in upper and lower case or in the form of their letters only.
+
+    This is the Unicode Standard's compatibility caseless match (definition D146), in which a letter may have to be folded twice; composed
+    at the end, which is shorter.
+    """
+    folded = normalize("NFD", name).casefold()
+    return encode(normalize("NFKC", normalize("NFKC", folded).casefold()))
 
 
 def name_problem(name: str, most: int) -> str | None:
-    """Say what is wrong with the name of a member or a room, None where nothing is."""
+    """Say what is wrong with the name of a member or a room in its common form, None where nothing is.
+
+    Nothing that a letter or a digit is not can be in it: no mark, no space, nothing that is not seen or that turns others round.
+    """
     if not name or len(name) > most or len(encode(name)) > FILE_NAME_MAX or len(key(name)) > FILE_NAME_MAX:
         return f"A name has 1 to {most} characters."
-    if not name[0].isalnum() or not all(letter.isalnum() or letter in "-_." for letter in name):
+    if not name[0].isalnum() or not all(letter.isalnum() or letter in "-_." for letter in name) or BLANK_LETTERS.intersection(name):
         return "A name has letters, digits, - _ and . only, and begins with a letter or a digit."
     return None
 

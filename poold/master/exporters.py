@@ -3,8 +3,14 @@
 The exporter asks on its lifeline before it answers a scrape; the master then brings up to date what it does not count (its own
 process's figures, the kernel's queues) and publishes. So an idle master need not wake by itself, and a master that does not
 answer is one whose loop does not turn.
+
+An exporter may hang as well, or be stopped by a session of the same user. A master that nobody needs has no tick to find that out by, but
+somebody who wants an answer of a hung exporter waits at the metrics listener, which the master holds too: so the master watches it, and
+when somebody waits there asks the exporter whether its loop turns. Should somebody still wait, or again, when the master looks next,
+the listener is left alone until the answer is due: a crowd of scrapers wakes the master once or twice in `SILENCE`, not once for each.
 """
 
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -12,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from poold.channel import Wire
+from poold.lifeline import ANSWER, QUESTION, WORDS_MAX
 from poold.log import log
 from poold.master.births import Exit, Throttle
 from poold.master.children import Child, ChildTable
@@ -23,10 +30,10 @@ from poold.master.spawn import Launcher
 from poold.scoreboard import SPAWNED, Counters, read_only
 from poold.words import Failure, Kind, State
 
-# Questions in one read; scrapers that ask at once share one answer each.
-QUESTIONS_MAX = 64
-# How long a prepared exporter may take to answer scrapes.
+# How long an exporter may take until it answers scrapes.
 STARTUP = 20.0
+# And how long, from then on, to say that its loop turns when somebody has come to be answered.
+SILENCE = 5.0
 
 # Told how a prepared exporter turned out: None, or why it cannot be used.
 Prepared = Callable[[str | None], object]
@@ -34,10 +41,17 @@ Prepared = Callable[[str | None], object]
 
 @dataclass(slots=True, eq=False)
 class Exporter:
-    """An exporter. `prepared` is set as long as it is a candidate."""
+    """An exporter. `prepared` is set as long as it is a candidate.
+
+    `asked` says that its answer is due, or that it is not yet time for the next question; `answered` that the answer has come;
+    `crowded` that more scrapers have come meanwhile.
+    """
 
     child: Child
     prepared: Prepared | None = None
+    asked: bool = False
+    answered: bool = False
+    crowded: bool = False
 
 
 class Exporters:
@@ -61,6 +75,8 @@ class Exporters:
         self._launcher = launcher
         # Whose exporter is in use; None: metrics are off.
         self.listener: Opened | None = None
+        # At which one newcomers are noticed.
+        self._watched: Opened | None = None
         self._exporters: dict[Child, Exporter] = {}
         self._used: Exporter | None = None
         self._candidate: Exporter | None = None
@@ -93,6 +109,7 @@ class Exporters:
         self._table.born(child, pid)
         self._counters.cells[SPAWNED[Kind.EXPORTER]] += 1
         self._exporters[child] = exporter
+        self._ladder.within(child, STARTUP, partial(self._too_slow, exporter))
         log.info("exporter_started", pid=pid)
         return exporter
 
@@ -108,7 +125,6 @@ class Exporters:
         """Start an exporter for other settings beside the one in use, and tell when it answers or cannot. Raises OSError."""
         self._candidate = self._launch(settings, listener)
         self._candidate.prepared = prepared
-        self._ladder.within(self._candidate.child, STARTUP, partial(self._too_slow, self._candidate))
 
     def _too_slow(self, exporter: Exporter) -> None:
         self._ladder.expel(exporter.child, Failure.TIMEOUT)
@@ -121,6 +137,7 @@ class Exporters:
             self._used.prepared = None
         if old is not None and not old.child.leaving:
             self._ladder.retire(old.child)
+        self._look_out()
         if before is not None and before is not listener:
             before.close()
 
@@ -147,20 +164,22 @@ class Exporters:
         if child.channel is None:
             return
         try:
-            questions = child.channel.recv(QUESTIONS_MAX)
+            words = child.channel.recv(WORDS_MAX)
         except BlockingIOError:
             return
         except ConnectionResetError:
-            questions = b""
-        if not questions:
+            words = b""
+        if not words:
             self._ladder.close_channel(child)
             if not child.leaving:
                 self._ladder.expel(child, None)
+            self._look_out()
             return
         if child.state is State.STARTING:
             self._ready(exporter)
-        if child.channel is not None:
-            self._asking.append((child.channel, len(questions)))
+        exporter.answered = exporter.answered or ANSWER in words
+        if QUESTION in words and child.channel is not None:
+            self._asking.append((child.channel, words.count(QUESTION)))
 
     def _ready(self, exporter: Exporter) -> None:
         exporter.child.ready = True
@@ -170,6 +189,55 @@ class Exporters:
         log.info("exporter_ready", pid=exporter.child.pid)
         if exporter.prepared is not None:
             exporter.prepared(None)
+        self._look_out()
+
+    def _look_out(self) -> None:
+        """Watch the listener in use exactly while the exporter in use answers, unless it has been asked whether it does, by a crowd."""
+        used = self._used
+        wanted = self.listener if used is not None and used.child.state is State.SERVING and not used.crowded else None
+        if wanted is self._watched:
+            return
+        if self._watched is not None:
+            self._loop.forget(self._watched.socket)
+            self._watched = None
+        if wanted is None:
+            return
+        try:
+            self._loop.watch(wanted.socket, self._newcomer)
+            self._watched = wanted
+        except OSError as error:
+            log.warning("accept_error", listener="metrics", errno=errno.errorcode.get(error.errno or 0), pause_seconds=SILENCE)
+            self._loop.after(SILENCE, self._look_out)
+
+    def _newcomer(self) -> None:
+        """Ask the exporter in use whether its loop turns, because somebody wants an answer of it."""
+        exporter = self._used
+        if exporter is None or exporter.child.channel is None:
+            return
+        if exporter.asked:
+            exporter.crowded = True
+            self._look_out()
+            return
+        exporter.asked, exporter.answered = True, False
+        self._ladder.within(exporter.child, SILENCE, partial(self._due, exporter))
+        try:
+            exporter.child.channel.send(QUESTION, socket.MSG_NOSIGNAL)
+        except OSError:
+            # It has gone, and its exit will tell; or it does not read: then it does not answer either.
+            return
+
+    def _due(self, exporter: Exporter) -> None:
+        """End an exporter that has not answered. Not its exit but its silence is the reason for another one, as with a mold."""
+        exporter.asked = exporter.crowded = False
+        if exporter.answered:
+            self._look_out()
+            return
+        log.error("exporter_silent", pid=exporter.child.pid, seconds=SILENCE)
+        self._ladder.expel(exporter.child, Failure.TIMEOUT)
+        self._ladder.close_channel(exporter.child)
+        self._used = None
+        self._look_out()
+        self._again("")
 
     def asked(self) -> bool:
         """Say whether an answer is due: after the next publishing."""
@@ -180,7 +248,7 @@ class Exporters:
         asking, self._asking = self._asking, []
         for end, count in asking:
             try:
-                end.send(b"!" * count, socket.MSG_NOSIGNAL)
+                end.send(ANSWER * count, socket.MSG_NOSIGNAL)
             except OSError:
                 # It has gone, or does not read its answers: its own fault, and its exit will tell.
                 continue
@@ -195,6 +263,7 @@ class Exporters:
                 exporter.prepared(reason)
         elif exporter is self._used:
             self._used = None
+            self._look_out()
             if child.excused:
                 # It was asked to leave, to make room for another.
                 self.start()
@@ -203,7 +272,8 @@ class Exporters:
 
     def _again(self, reason: str) -> None:
         self._throttle.failed(self._loop.clock())
-        log.error("exporter_failed", reason=reason, retry_seconds=self._throttle.delay)
+        if reason:
+            log.error("exporter_failed", reason=reason, retry_seconds=self._throttle.delay)
         self._loop.at(self._throttle.until, self.start)
 
     def stop(self) -> None:
@@ -212,3 +282,4 @@ class Exporters:
         for exporter in self._exporters.values():
             if not exporter.child.leaving:
                 self._ladder.retire(exporter.child)
+        self._look_out()

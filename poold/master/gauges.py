@@ -8,8 +8,10 @@ from poold.log import log
 from poold.master.children import Child, ChildTable
 from poold.master.current import Current
 from poold.master.loop import Loop
+from poold.master.pool import Pool
 from poold.master.sessions import Sessions
 from poold.scoreboard import (
+    BARREN_FROM,
     CHILDREN,
     CHILDREN_ACTIVE,
     CHILDREN_MAX,
@@ -36,11 +38,14 @@ _PAGE = resource.getpagesize()
 class Gauges:
     """Keeps the shared counters and rows in step with the master's own tables."""
 
-    def __init__(self, *, current: Current, loop: Loop, table: ChildTable, sessions: Sessions, counters: Counters, rows: Table) -> None:
+    def __init__(
+        self, *, current: Current, loop: Loop, table: ChildTable, sessions: Sessions, pool: Pool, counters: Counters, rows: Table
+    ) -> None:
         self._current = current
         self._loop = loop
         self._table = table
         self._sessions = sessions
+        self._pool = pool
         self._counters = counters
         self._rows = rows
         # Since the last publication: kinds and states whose numbers may have changed; the children that have, by slot (None: gone).
@@ -85,6 +90,7 @@ class Gauges:
         self._moved.clear()
         cells[SESSIONS_ACTIVE] = len(self._sessions.open)
         cells[CHILDREN_ACTIVE] = self._sessions.serving
+        cells[BARREN_FROM] = int(self._pool.barren_from() * 1_000_000)
         cells[CHILDREN_MAX] = self._current.config.pool.max_children
         cells[GENERATION] = self._current.generation
         cells[LOG_DROPPED] = log.dropped

@@ -89,13 +89,13 @@ class Parts:
         self.failures = Failures(loop, memories.phase)
         sessions.on_end = self.failures.ended
         log.later = loop.after
-        self.gauges = Gauges(current=current, loop=loop, table=table, sessions=sessions, counters=counters, rows=memories.rows)
         self.ladder = ladder = Ladder(current=current, loop=loop, table=table)
         self.births = births = Births(table, counters)
         self.handover = handover = HandOver(current=current, loop=loop, table=table, sessions=sessions, counters=counters, ladder=ladder)
         self.activities = activities = memories.activities
         self.orders = orders = Orders(current=current, loop=loop, table=table, births=births, ladder=ladder, activities=activities)
         self.pool = pool = Pool(current=current, loop=loop, table=table, births=births, orders=orders, handover=handover, ladder=ladder)
+        self.gauges = Gauges(current=current, loop=loop, table=table, sessions=sessions, pool=pool, counters=counters, rows=memories.rows)
         self.reaper = Reaper(
             loop=loop,
             table=table,

@@ -25,6 +25,8 @@ from poold.words import Cause, Failure, Kind, State
 CHANGES_MAX = 16
 # How long after a hand-over nothing is ordered for later, while there are spares left.
 REFILL_DELAY = 0.002
+# Births may fail for so long before it is said that none succeeds.
+BARREN_AFTER = 5.0
 # For each session in the crowd: half of what a mold needs for a worker at best. And what is no crowd yet, and the most that count.
 HOLDOFF_EACH = 0.0001
 CROWD_MIN = 2
@@ -106,6 +108,19 @@ class Pool:
         there = len(self._handover.spares) + self._orders.coming() - len(self._handover.waiting)
         missing = self._current.config.pool.min_spare - there
         return min(missing, self._orders.left()) if missing > 0 else 0
+
+    def barren_from(self) -> float:
+        """Return from when on no worker can be born for whoever comes, by the loop's clock; it may lie ahead. 0.0: one can, or is there.
+
+        Births that have failed are tried again as long as somebody needs a worker; when nobody does, nothing is known against the next.
+        """
+        if self._handover.spares or self.stopping:
+            return 0.0
+        if self._orders.send is None:
+            return self._loop.clock()
+        needed = self._handover.waiting or (self._current.config.pool.min_spare and not self.full())
+        since = self._births.throttle.since
+        return since + BARREN_AFTER if since and needed else 0.0
 
     def usable(self) -> bool:
         """Say whether a connection would be served: by a spare, or by a worker that can be ordered at once."""
