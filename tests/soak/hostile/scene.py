@@ -18,7 +18,7 @@ from typing import Any
 from tests.faultkit import Pipe
 from tests.rights import broken_rights
 from tests.soak.hostile.logwatch import LogWatch
-from tests.support import HANDLERS, Client, Daemon, LawKeeper, alive, descendants, eventually, title
+from tests.support import HANDLERS, Client, Daemon, LawKeeper, alive, descendants, eventually, stat_fields, title
 
 MAX_CHILDREN = 64
 SCRAPES_PER_SECOND = 4
@@ -198,17 +198,14 @@ class Scene:
             self.master, metrics=self.daemon.metrics_port, control=str(self.daemon.control), trusted=trusted, opened=opened
         )
 
-    def mold_starts(self) -> float:
-        """Return how many molds were started so far."""
+    def mold(self) -> int:
+        """Return the pid of the youngest mold."""
 
-        def count() -> list[float]:
-            try:
-                return [self.daemon.metrics()["poold_mold_starts_total"]]
-            except OSError:
-                # There is no exporter just now.
-                return []
+        def started(pid: int) -> int:
+            fields = stat_fields(pid)
+            return int(fields[19]) if fields is not None else 0
 
-        return eventually(count, "a scrape")[0]
+        return max(eventually(lambda: self.titled("mold"), "a mold"), key=started)
 
     def sweep(self) -> int:
         """Kill what sessions have left behind, by its name, and return how much there was."""
