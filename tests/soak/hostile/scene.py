@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 from tests.faultkit import Pipe
-from tests.rights import broken_rights
+from tests.rights import LEFTOVER, broken_rights
 from tests.soak.hostile.logwatch import LogWatch
 from tests.support import HANDLERS, Client, Daemon, LawKeeper, alive, descendants, eventually, stat_fields, title
 
@@ -188,7 +188,9 @@ class Scene:
         found = []
         for pid in descendants(self.master):
             with contextlib.suppress(OSError, IndexError):
-                if alive(pid) and title(pid).startswith(tuple(f"poold: {word}" for word in words)):
+                shown = title(pid).startswith(tuple(f"poold: {word}" for word in words))
+                # What a mold's import has forked has the mold's title.
+                if shown and alive(pid) and Path(f"/proc/{pid}/comm").read_text().strip() != LEFTOVER:
                     found.append(pid)
         return sorted(found)
 
@@ -265,7 +267,7 @@ def end_leftovers(roots: list[int]) -> int:
     for pid in (pid for root in roots for pid in descendants(root)):
         try:
             name, line = Path(f"/proc/{pid}/comm").read_text().strip(), Path(f"/proc/{pid}/cmdline").read_bytes()
-            if name == "leftover" or line.startswith(b"leftover"):
+            if name == LEFTOVER or line.startswith(LEFTOVER.encode()):
                 os.kill(pid, signal.SIGKILL)
                 count += 1
         except OSError:
