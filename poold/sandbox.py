@@ -73,6 +73,8 @@ def _become_another(uid: int, gid: int, groups: Sequence[int]) -> bool:
     if os.getresuid() == (uid, uid, uid) and os.getresgid() == (gid, gid, gid) and set(os.getgroups()) == set(groups):
         return False
     become(uid=uid, gid=gid, groups=groups)
+    # A change of user sets it to what the system says, which may be anything (proc(5), suid_dumpable).
+    hide()
     return True
 
 

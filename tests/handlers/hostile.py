@@ -909,7 +909,7 @@ def look_into_others(connection: Connection, rng: Random) -> str | None:
         if trying(os.open, f"/proc/{pid}/mem", os.O_RDONLY):
             got.append(f"{pid} {comm}: mem")
         # To open these of a process that is just ending is allowed to everybody: it has no memory any more, and there is nothing to read.
-        got += [f"{pid} {comm}: {name}" for name in ("environ", "maps") if trying(lambda name=name: first_byte(f"/proc/{pid}/{name}"))]
+        got += [f"{pid} {comm}: {name}" for name in ("environ", "maps") if trying(first_byte, f"/proc/{pid}/{name}")]
         if trying(os.listdir, f"/proc/{pid}/fd") is not None:
             got.append(f"{pid} {comm}: fd")
         word = ctypes.create_string_buffer(8)
