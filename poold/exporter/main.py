@@ -33,7 +33,7 @@ async def answer(view: CountersView, end: socket.socket, listener: socket.socket
     def fault(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """End after an error of our own in a callback, where nobody can tell what it has left undone."""
         error = context.get("exception")
-        log.error("loop_error", error=context["message"], traceback=trace(error) if error is not None else None)
+        log.error("scrape_failed", error=context["message"], traceback=trace(error) if error is not None else None)
         reception.give_up()
 
     loop.set_exception_handler(fault)

@@ -114,7 +114,7 @@ class Reception:
     def _failed(self, error: OSError) -> None:
         """Leave accept alone for a moment; when that does not help for long, this process is of no use: another one may be."""
         now = self._loop.time()
-        log.warning("accept_error", listener="metrics", errno=errno.errorcode.get(error.errno or 0), pause_seconds=PAUSE)
+        log.warning("accept_error", listener="metrics", error=error.strerror)
         if error.errno in SHORTAGES:
             self._close(self._oldest())
         if self._failing_since is None:
@@ -178,7 +178,7 @@ class Reception:
         try:
             return await self._site.answer(verdict)
         except Exception as error:
-            log.error("scrape_failed", path=verdict.path, error=type(error).__name__, traceback=trace(error))
+            log.error("scrape_failed", error=type(error).__name__, traceback=trace(error))
             return told(500, "the answer could not be made; the log says why")
 
     def _may_scrape(self) -> bool:

@@ -17,6 +17,8 @@ EVENTS = {
     "handler_failed": "error",
     "handler_import_failed": "error",
     "pages_not_prefaulted": "info",
+    "scrape_failed": "error",
+    "scraper_dropped": "warning",
     "worker_failed": "error",
 }
 FIELDS = ("session", "peer", "listener", "error", "reason", "suppressed", "traceback")
