@@ -570,14 +570,15 @@ def broken_rights(
     trusted: Container[int] | None = None,
     reused: bool = False,
     opened: bool = False,
-    looks: int = 3,
+    looks: int = 4,
 ) -> list[str]:
     """Return a sentence for each fact that the table does not allow, the same in so many looks, a moment apart; see `judge`."""
     certain: set[Breach] | None = None
     kinds: dict[int, str] = {}
     for number in range(looks):
         if number:
-            time.sleep(0.05)  # what is under way gets there meanwhile; nobody tells when
+            # What is under way gets there meanwhile, also on a busy machine; nobody tells when.
+            time.sleep(0.05 * 3 ** (number - 1))
         try:
             processes = look(master, metrics=metrics, control=control)
         except OSError:

@@ -96,7 +96,8 @@ OFFENCES = {
     "waits": ("import select; KEEP = select.epoll()", Thing.SELECTOR),
     "pipes": ("import os; KEEP = os.pipe()", Thing.PIPE),
     "opens": ("KEEP = open('/etc/passwd')", Thing.OTHER),
-    "reads the log": ("import os; KEEP = os.open('/proc/self/fd/2', os.O_RDONLY)", "has r and not only w"),
+    "reads what is printed": ("import os; KEEP = os.open('/proc/self/fd/2', os.O_RDONLY)", "has r and not only w"),
+    "reads the log": ("KEEP = open(connection.options['log'])", Thing.REAL_STREAM),
     "ignores": ("import signal; signal.signal(signal.SIGUSR1, signal.SIG_IGN)", "no signal is ignored"),
     "blocks": ("import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])", "no signal is blocked"),
     "catches": ("import signal; signal.signal(signal.SIGUSR1, print)", "no signal is caught but SIGPIPE"),
@@ -104,18 +105,26 @@ OFFENCES = {
 }
 
 
+OFFENDER = """
+import os
+
+def serve(connection):
+    exec({code!r}, globals() | {{"connection": connection}}, globals())
+    connection.socket.sendall(b"done\\n")
+    connection.socket.recv(1)
+    if "fork" in {code!r}:
+        os.kill(KEEP, 9)
+"""
+
+
 @pytest.mark.parametrize("name", OFFENCES)
 def test_who_holds_more_is_found(poold: Poold, name: str) -> None:
     """What a session has that no row allows is found in that session and nowhere else; what it forks may have what is its own."""
     code, found = OFFENCES[name]
     daemon = poold()
-    (daemon.folder / "offender.py").write_text(
-        f"def serve(connection):\n    exec({code!r}, globals())\n    connection.socket.sendall(b'done\\n')\n    connection.socket.recv(1)\n"
-        "    globals().get('KEEP') and name == 'shares' and __import__('os').kill(KEEP, 9)\n".replace(
-            "name == 'shares'", str(name == "shares")
-        )
-    )
-    daemon.write(options={"server.handler": "offender:serve", "server.path": [str(daemon.folder)]})
+    (daemon.folder / "offender.py").write_text(OFFENDER.format(code=code))
+    options = {"server.handler": "offender:serve", "server.path": [str(daemon.folder)], "server.options": {"log": str(daemon.log)}}
+    daemon.write(options=options)
     daemon.start()
     with daemon.connect() as client:
         assert client.line() == "done"

@@ -891,10 +891,18 @@ def siblings() -> list[int]:
     return found
 
 
-def first_byte(path: str) -> bytes:
-    """Return the first byte of a file, b"" of an empty one."""
-    with open(path, "rb", buffering=0) as file:
-        return file.read(1)
+def opened(path: str) -> bool:
+    """Say whether a file of /proc tells anything: one of a process that is ending can be opened by everybody, and is empty."""
+    fd = trying(os.open, path, os.O_RDONLY)
+    if fd is None:
+        return False
+    try:
+        return os.read(fd, 1) != b""
+    except OSError:
+        # There is memory behind it, if not at this place.
+        return True
+    finally:
+        os.close(fd)
 
 
 @deed
@@ -906,10 +914,7 @@ def look_into_others(connection: Connection, rng: Random) -> str | None:
         if comm == "leftover" or trying(lambda pid=pid: os.stat(f"/proc/{pid}/fd").st_uid) == os.getuid():
             # A session that has made itself visible, or what one has left behind; its own affair.
             continue
-        if trying(os.open, f"/proc/{pid}/mem", os.O_RDONLY):
-            got.append(f"{pid} {comm}: mem")
-        # To open these of a process that is just ending is allowed to everybody: it has no memory any more, and there is nothing to read.
-        got += [f"{pid} {comm}: {name}" for name in ("environ", "maps") if trying(first_byte, f"/proc/{pid}/{name}")]
+        got += [f"{pid} {comm}: {name}" for name in ("mem", "environ", "maps") if opened(f"/proc/{pid}/{name}")]
         if trying(os.listdir, f"/proc/{pid}/fd") is not None:
             got.append(f"{pid} {comm}: fd")
         word = ctypes.create_string_buffer(8)
