@@ -18,7 +18,7 @@ from typing import Any
 from tests.faultkit import Pipe
 from tests.rights import LEFTOVER, broken_rights
 from tests.soak.hostile.logwatch import LogWatch
-from tests.support import HANDLERS, Client, Daemon, LawKeeper, alive, descendants, eventually, stat_fields, title
+from tests.support import HANDLERS, Client, Daemon, LawKeeper, alive, descendants, eventually, title
 
 MAX_CHILDREN = 64
 SCRAPES_PER_SECOND = 4
@@ -201,13 +201,9 @@ class Scene:
         )
 
     def mold(self) -> int:
-        """Return the pid of the youngest mold."""
-
-        def started(pid: int) -> int:
-            fields = stat_fields(pid)
-            return int(fields[19]) if fields is not None else 0
-
-        return max(eventually(lambda: self.titled("mold"), "a mold"), key=started)
+        """Return the pid of the mold of the present generation, by the master's word: a clone has its mold's title at first."""
+        molds = eventually(lambda: self.daemon.children("mold"), "a mold in the table")
+        return int(max(molds, key=lambda row: row["generation"])["pid"])
 
     def sweep(self) -> int:
         """Kill what sessions have left behind, by its name, and return how much there was."""
