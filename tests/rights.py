@@ -114,17 +114,16 @@ DESCRIPTORS = (
     Right(Holder.SPARE, Thing.NULL, 1, 1, "", ALWAYS, "0"),
     Right(Holder.SPARE, Thing.STREAM, 2, 2, "w", ALWAYS, "1 and 2; nobody's to read"),
     Right(Holder.SPARE, Thing.CHANNEL, 1, 1, "rw", "from its birth to its last acknowledgement", "its own"),
-    Right(Holder.SPARE, Thing.ACTIVITY, 0, 1, "rw", ALWAYS, "its own page, until it has mapped it"),
+    Right(Holder.SPARE, Thing.ACTIVITY, 0, 1, "rw", ALWAYS, "its own page; none where a program serves"),
     Right(Holder.SESSION, Thing.NULL, 1, 1, "", ALWAYS, "0"),
     Right(Holder.SESSION, Thing.STREAM, 2, 2, "w", ALWAYS, "1 and 2; nobody's to read"),
     Right(Holder.SESSION, Thing.CONNECTION, 0, 1, "rw", "from the hand-over to its end", "its own client"),
     Right(
         Holder.SESSION, Thing.CHANNEL, 0, 0, "rw", "never, where a worker has one session", "what it says there is about the next session"
     ),
-    Right(Holder.SESSION, Thing.ACTIVITY, 0, 1, "rw", ALWAYS, "its own page, until it has mapped it"),
+    Right(Holder.SESSION, Thing.ACTIVITY, 0, 1, "rw", ALWAYS, "its own page; none where a program serves"),
     Right(Holder.EXPORTER, Thing.NULL, 1, 1, "", ALWAYS, "0"),
-    Right(Holder.EXPORTER, Thing.STREAM, 0, 2, "w", "where there is no logger", "1 and 2"),
-    Right(Holder.EXPORTER, Thing.OWN_STREAM, 0, 2, "w", "where there is a logger", "1 and 2: its lines are poold's own"),
+    Right(Holder.EXPORTER, Thing.STREAM, 2, 2, "w", ALWAYS, "1 and 2; sessions may have the exporter's user"),
     Right(Holder.EXPORTER, Thing.METRICS, 1, 1, "rw", ALWAYS, "it accepts scrapers"),
     Right(Holder.EXPORTER, Thing.PAIR, 1, 3, "rw", ALWAYS, "its lifeline; both ends of what wakes its loop"),
     Right(Holder.EXPORTER, Thing.SELECTOR, 0, 1, "rw", "once it answers", "its one place to wait"),
@@ -146,9 +145,22 @@ MAPPINGS = (
     Right(Holder.MOLD, Thing.PHASE, 1, 1, "r", ALWAYS, "once, for all its workers"),
     Right(Holder.SPARE, Thing.PHASE, 1, 1, "r", ALWAYS, "says that a drain has begun"),
     Right(Holder.SESSION, Thing.PHASE, 1, 1, "r", ALWAYS, "says that a drain has begun"),
-    Right(Holder.SESSION, Thing.ACTIVITY, 0, 1, "rw", "from its first status to its end", "its own page"),
     Right(Holder.EXPORTER, Thing.COUNTERS, 1, 1, "r", ALWAYS, "what it shows"),
 )
+
+
+def table(rights: Iterable[Right]) -> str:
+    """Return rows as the table that people read, in Markdown."""
+
+    def many(right: Right) -> str:
+        most = "any" if right.most == MANY else str(right.most)
+        return most if str(right.least) == most else f"{right.least} to {most}"
+
+    rows = [
+        f"| {right.holder} | {right.thing} | {many(right)} | {right.access or 'any'} | {right.during} | {right.why} |" for right in rights
+    ]
+    return "\n".join(["| who | what | how many | access | from when to when | why |", "|---|---|---|---|---|---|", *rows]) + "\n"
+
 
 # Nothing of these is in any process below the master but in those that DESCRIPTORS names, whoever started it: sessions may open what they
 # like by themselves, but what they have of these is poold's.
@@ -237,7 +249,7 @@ CLAIMS = (
         "a service user has none",
     ),
     Claim(
-        (Holder.MOLD, *WORKERS),
+        (Holder.MOLD, *WORKERS, Holder.EXPORTER, Holder.LOGGER),
         "cannot be looked into by its own user",
         lambda own, master: not dropped(master, own) or not own.visible,
         "one session must not read another's memory (prctl(2), PR_SET_DUMPABLE)",

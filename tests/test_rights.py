@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+import poold as package
 from tests.faultkit import mold_of, needs_root
-from tests.rights import CHILDREN, CLAIMS, DESCRIPTORS, MAPPINGS, Holder, Process, Thing, broken_rights, look
+from tests.rights import CHILDREN, CLAIMS, DESCRIPTORS, MAPPINGS, Holder, Process, Thing, broken_rights, look, table
 from tests.support import Daemon, eventually
 from tests.upgradekit import upgraded
 
@@ -42,6 +43,15 @@ def processes(daemon: Daemon) -> list[Process]:
         return found if {process.holder for process in found} >= set(KINDS) else []
 
     return eventually(all_kinds, "one of each kind")
+
+
+def test_people_read_the_same_table() -> None:
+    """The decisions have the tables that processes are held to, row by row."""
+    text = (Path(package.__file__).parent / "DESIGN.md").read_text()
+    for rows in (table(DESCRIPTORS), table(MAPPINGS)):
+        assert rows in text
+    for claim in CLAIMS:
+        assert f"| {', '.join(claim.holders)} | {claim.what} | {claim.why} |\n" in text
 
 
 @pytest.mark.parametrize("options", USERS)
