@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from array import array
 from os import getppid
 from sys import byteorder
 
@@ -25,7 +26,8 @@ _SIGTERM, _SIGKILL = int(signal.SIGTERM), int(signal.SIGKILL)
 # numbers go as they are: an object of ctypes for each would be made and thrown away at each call.
 _prctl = ctypes.PyDLL(None, use_errno=True).prctl
 
-# capset(2): version 3 of the interface, this process; effective, permitted and inheritable sets, in two words each.
+# capget(2), capset(2): version 3 of the interface, this process; effective, permitted and inheritable sets, in two words each.
+_capget = ctypes.PyDLL(None, use_errno=True).capget
 _capset = ctypes.PyDLL(None, use_errno=True).capset
 _CAPABILITY_HEAD = (0x20080522).to_bytes(4, byteorder) + bytes(4)
 _NO_CAPABILITIES = bytes(24)
@@ -64,9 +66,17 @@ def become_identity(identity: dict[str, Any] | None) -> bool:
         return False
     uid, gid, groups = identity["uid"], identity["gid"], identity["groups"]
     changed = _become_another(uid, gid, groups)
-    if uid != 0 and _capset(_CAPABILITY_HEAD, _NO_CAPABILITIES):
+    if uid != 0 and _has_capabilities() and _capset(_CAPABILITY_HEAD, _NO_CAPABILITIES):
         raise _failure()
     return changed
+
+
+def _has_capabilities() -> bool:
+    """Say whether this process has any. Asked first, because a filter of system calls may forbid capset(2), as systemd's @privileged does."""
+    sets = array("B", _NO_CAPABILITIES)
+    if _capget(_CAPABILITY_HEAD, ctypes.c_void_p(sets.buffer_info()[0])):
+        raise _failure()
+    return any(sets)
 
 
 def _become_another(uid: int, gid: int, groups: Sequence[int]) -> bool:
