@@ -15,6 +15,7 @@ from tests.faultkit import out_of_files
 from tests.soak.hostile.attack import Act, Kind, named
 from tests.soak.hostile.scene import Scene
 from tests.support import Client, eventually
+from tests.wirekit import shows, state
 
 
 def stopped(word: str, least: float, most: float) -> Act:
@@ -38,9 +39,7 @@ def killed(word: str, number: int = signal.SIGKILL, times: int = 1) -> Act:
 
     def act(scene: Scene, random: Random) -> None:
         for _ in range(random.randrange(1, times + 1)):
-            for pid in _those(scene, word)[:4]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
+            end_all(scene, word, number=number)
             time.sleep(random.uniform(0, 0.3))  # so that it comes at various moments of the next one's life
         _answers(scene)
 
@@ -51,6 +50,37 @@ def trial_is_killed(scene: Scene, random: Random) -> None:
     """Kill whoever judges the settings of a reload."""
     scene.daemon.kill(signal.SIGHUP)
     killed("trial", times=5)(scene, random)
+
+
+def end(pid: int, word: str, number: int = signal.SIGKILL) -> None:
+    """Send a signal that ends a process, if it is still what its title said: a clone has a mold's at first, then a spare's, then a session's.
+
+    Its title changes before a session is acknowledged. So who stands still with another title than a session's has no client of its own.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+        eventually(lambda: state(pid) in ("T", "Z", ""), "a process that stands still")
+        if shows(pid, f"poold: {word}"):
+            os.kill(pid, number)
+        os.kill(pid, signal.SIGCONT)
+
+
+def end_all(scene: Scene, *words: str, number: int = signal.SIGKILL) -> None:
+    """End all that have these titles; not spares: two of them may be one client's first and second worker, whose session is lost by right."""
+    for word in words:
+        for pid in scene.titled(word):
+            end(pid, word, number)
+
+
+def spares_die(scene: Scene, random: Random) -> None:
+    """Kill spares, one after the other."""
+    for _ in range(random.randrange(1, 20)):
+        for pid in scene.titled("spare")[:1]:
+            end(pid, "spare")
+        # The client that it may have been given has its second worker before the next one dies.
+        with scene.connect() as client:
+            assert client.ask("echo after a spare") == "after a spare", "a client was not served after a spare had died"
+    _answers(scene)
 
 
 def _those(scene: Scene, word: str) -> list[int]:
@@ -111,12 +141,12 @@ def upgrades_and_reloads(scene: Scene, random: Random) -> None:
 
 
 def upgrade_among_deaths(scene: Scene, random: Random) -> None:
-    """Have molds, trials, exporters and spares die at each moment of an upgrade: it is applied, or everything is as it was."""
+    """Have molds, trials and exporters die at each moment of an upgrade: it is applied, or everything is as it was."""
     scene.daemon.kill(signal.SIGUSR2)
     for _ in range(random.randrange(1, 8)):
-        for pid in scene.titled(random.choice(["mold", "trial", "exporter", "spare"]))[-1:]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, random.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV]))
+        word = random.choice(["trial", "exporter", "mold"])
+        for pid in scene.titled(word)[-1:]:
+            end(pid, word, random.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV]))
         time.sleep(random.uniform(0, 0.3))  # so that it comes at various moments
     _answers(scene)
     upgrade(scene, random)
@@ -126,9 +156,9 @@ def reload_among_deaths(scene: Scene, random: Random) -> None:
     """The same of a reload."""
     for _ in range(random.randrange(1, 8)):
         scene.daemon.kill(signal.SIGHUP)
-        for pid in scene.titled(random.choice(["mold", "trial", "exporter", "spare"]))[-1:]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, random.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV]))
+        word = random.choice(["trial", "exporter", "mold"])
+        for pid in scene.titled(word)[-1:]:
+            end(pid, word, random.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV]))
         time.sleep(random.uniform(0, 0.3))  # so that it comes at various moments
     _answers(scene)
     told = scene.reload()
@@ -138,10 +168,7 @@ def reload_among_deaths(scene: Scene, random: Random) -> None:
 def reader_of_the_log_leaves(scene: Scene, random: Random) -> None:
     """Have nobody at the other end of the log for a moment, while molds and exporters die and are started anew."""
     with scene.log.left():
-        for word in ("mold", "exporter"):
-            for pid in scene.titled(word):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        end_all(scene, "mold", "exporter")
         with scene.connect() as client:
             client.send(b"deed print-many-lines 1\n")
             client.line()
@@ -155,9 +182,7 @@ def reader_of_the_log_leaves(scene: Scene, random: Random) -> None:
 def no_descriptors(scene: Scene, random: Random) -> None:
     """Let the master open nothing for a moment, while children die and clients come."""
     with out_of_files(scene.master):
-        for pid in scene.titled("spare")[:2]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        end_all(scene, "mold")
         if random.random() < 0.5:
             scene.daemon.kill(signal.SIGHUP)
         time.sleep(random.uniform(0.2, 1))  # that time passes is the attack
@@ -249,7 +274,7 @@ ATTACKS = named(
         "mold-is-terminated": killed("mold", signal.SIGTERM),
         "exporter-is-killed": killed("exporter", times=4),
         "exporter-crashes": killed("exporter", signal.SIGSEGV),
-        "spares-are-killed": killed("spare", times=10),
+        "spares-are-killed": spares_die,
         "logger-is-killed": killed("logger", times=3),
         "trial-is-killed": trial_is_killed,
         "signals-that-mean-nothing": signals(*HARMLESS, times=300),
