@@ -53,7 +53,7 @@ def trial_is_killed(scene: Scene, random: Random) -> None:
 
 
 def end(pid: int, word: str, number: int = signal.SIGKILL) -> None:
-    """Send a signal that ends a process, if it is still what its title said: a clone has a mold's at first, then a spare's, then a session's.
+    """Send a signal that ends a process, if it is what its title said: a clone has a mold's at first, a spare's next, then a session's.
 
     Its title changes before a session is acknowledged. So who stands still with another title than a session's has no client of its own.
     """
@@ -66,7 +66,7 @@ def end(pid: int, word: str, number: int = signal.SIGKILL) -> None:
 
 
 def end_all(scene: Scene, *words: str, number: int = signal.SIGKILL) -> None:
-    """End all that have these titles; not spares: two of them may be one client's first and second worker, whose session is lost by right."""
+    """End all with these titles; not spares: two may be one client's first and second worker, whose session is lost by right."""
     for word in words:
         for pid in scene.titled(word):
             end(pid, word, number)
