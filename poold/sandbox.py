@@ -72,7 +72,7 @@ def become_identity(identity: dict[str, Any] | None) -> bool:
 
 
 def _has_capabilities() -> bool:
-    """Say whether this process has any. Asked first, because a filter of system calls may forbid capset(2), as systemd's @privileged does."""
+    """Say whether this process has any. Asked first: a filter of system calls may forbid capset(2), as systemd's @privileged does."""
     sets = array("B", _NO_CAPABILITIES)
     if _capget(_CAPABILITY_HEAD, ctypes.c_void_p(sets.buffer_info()[0])):
         raise _failure()
