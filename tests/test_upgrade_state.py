@@ -210,7 +210,7 @@ def test_obstacles() -> None:
     """Settings that fit have none; each listener that is missing or too many is named, and so are other addresses."""
     document = recorded()
     settings = settings_of(document)
-    assert obstacles(state.read(RECORDED), settings) == []
+    assert list(obstacles(state.read(RECORDED), settings)) == []
     [dropped, *_] = document["listeners"]
     dropped["address"] = "tcp://127.0.0.1:1"
     document["metrics_address"] = None
