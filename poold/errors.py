@@ -12,7 +12,13 @@ as a word of poold's own.
 No dataclasses here nor in anything else that the mold loads: they bring `inspect` and 1.4 MB, which every worker's clone pays for.
 """
 
+from __future__ import annotations
+
 from enum import IntEnum
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+    from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -51,6 +57,11 @@ class Problem:
     def __str__(self) -> str:
         where = f"line {self.line}: " if self.line is not None else ""
         return f"{where}{self.key}: {self.message}" if self.key else f"{where}{self.message}"
+
+
+def refusal(problems: list[Problem]) -> dict[str, Any]:
+    """Return the verdict of a trial that says no, as JSON carries it to the master."""
+    return {"problems": [{"key": problem.key, "message": problem.message, "line": problem.line} for problem in problems]}
 
 
 # What is told to whoever asked for something that failed in a way that no code expects.

@@ -99,7 +99,7 @@ def calls(path: Path) -> Iterator[str]:
 
 # The calls that can hurt, and the only modules that make them.
 HURTING = {
-    r"os\.(fork|forkpty)|.*\.PyOS_\w+": {"poold.mold.clone", "poold.settings.apart"},
+    r"os\.(fork|forkpty)|.*\.PyOS_\w+": {"poold.mold.clone", "poold.settings.apart", "poold.master.drill"},
     r"os\.posix_spawnp?|subprocess\.\w+": {"poold.master.spawn"},
     r"os\.exec\w+": {"poold.worker.adapters", "poold.master.program"},
     r"os\.(set\w*id|setgroups|initgroups)": {"poold.sandbox", "poold.worker.main"},  # the worker's setsid
@@ -110,13 +110,15 @@ HURTING = {
         "poold.mold.warmup",
         "poold.exporter.main",
     },
-    r"os\.(kill|killpg)": {"poold.master.ladder", "poold.master.probe"},
+    # The guard ends the master; the drill, in a trial, the processes that it has made for it.
+    r"os\.(kill|killpg)": {"poold.master.ladder", "poold.master.probe", "poold.master.guard", "poold.master.drill"},
     r"os\.(wait\w*)": {
         "poold.master.reaper",
         "poold.master.tracees",  # stops, which are no exits
         "poold.master.births",
         "poold.master.loggers",  # the last child, which ends after the loop
         "poold.master.probe",
+        "poold.master.drill",
         "poold.mold.clone",
         "poold.settings.apart",
     },

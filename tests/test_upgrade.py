@@ -1,9 +1,11 @@
 """The upgrade in place: other code in the same process, and nobody who is being served notices."""
 
+import contextlib
 import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 import poold as package
 from tests.faultkit import frozen, needs_strace, traced
 from tests.support import Client, Daemon, alive, children_of, eventually, free_port, open_files, signal_masks, take_orphans, title
-from tests.upgradekit import Poold, inheritable, install, mend, path_of, upgrade, upgraded
+from tests.upgradekit import Poold, asked_for_an_upgrade, in_the_successor, inheritable, install, mend, path_of, upgrade, upgraded
 from tests.wirekit import visitors
 
 
@@ -343,12 +345,24 @@ def test_a_session_that_is_not_settled(poold: Poold) -> None:
     daemon.metric("poold_sessions_ended_total", 1, cause="ok")
 
 
+def trial_of(daemon: Daemon) -> int:
+    """Return the pid of the trial that runs."""
+
+    def found() -> list[int]:
+        trials = []
+        for pid in children_of(daemon.master):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                trials += [pid] if "trial" in title(pid) else []
+        return trials
+
+    return eventually(found, "a trial")[0]
+
+
 def test_busy(poold: Poold) -> None:
     """While an upgrade runs another one and a reload are told so, and a SIGHUP is remembered."""
     daemon = poold(options={"pool.min_spare": 1}).start()
     daemon.kill(signal.SIGUSR2)
-    trial = eventually(lambda: [pid for pid in children_of(daemon.master) if "trial" in title(pid) or "rehearsal" in title(pid)])[0]
-    with frozen(trial):
+    with frozen(trial_of(daemon)):
         assert "busy: another upgrade is running" in upgrade(daemon).stderr
         done = daemon.cli("reload", "--socket", str(daemon.control))
         assert (done.returncode, "busy: an upgrade is running" in done.stderr) == (1, True)
@@ -360,15 +374,73 @@ def test_busy(poold: Poold) -> None:
     assert daemon.metrics().total("poold_reloads_total", result="busy") == 1
 
 
-def test_busy_reloading(poold: Poold) -> None:
-    """While a reload runs an upgrade is told so."""
+@pytest.mark.parametrize("dry", [False, True])
+def test_an_upgrade_waits_for_a_reload(poold: Poold, dry: bool) -> None:
+    """An upgrade that is asked for while a reload runs, a dry one too, waits for its end; one more is told that one waits."""
     daemon = poold(options={"pool.min_spare": 1}).start()
+    reloading = Client(str(daemon.control))
+    reloading.send(json.dumps({"verb": "reload", "dry_run": dry}).encode() + b"\n")
+    with frozen(trial_of(daemon)):
+        asking = asked_for_an_upgrade(daemon)
+        daemon.event("upgrade_waits")
+        assert "busy: another upgrade waits" in upgrade(daemon).stderr
+        daemon.kill(signal.SIGUSR2)
+        daemon.metric("poold_upgrades_total", 2, result="busy")
+        assert daemon.events("upgrade_started") == []
+    with reloading, asking:
+        assert json.loads(reloading.line())["ok"]
+        answer = json.loads(asking.line())
+    assert (answer["ok"], answer["generation"]) == (True, 2 if dry else 3)
+    daemon.event("upgrade_applied")
+    assert len(daemon.events("upgrade_applied")) == 1
+
+
+def test_an_upgrade_by_signal_waits_for_a_reload(poold: Poold) -> None:
+    """A USR2 that comes while a reload runs is acted on at its end, also when it is refused; a HUP that came too is, after that."""
+    daemon = poold(options={"pool.min_spare": 1}).start()
+    daemon.write(options={"pool.max_children": -1})
     daemon.kill(signal.SIGHUP)
-    trial = eventually(lambda: [pid for pid in children_of(daemon.master) if "trial" in title(pid)])[0]
-    with frozen(trial):
-        assert "busy: a reload is running" in upgrade(daemon).stderr
-    daemon.event("reload_applied", generation=2)
-    upgraded(daemon)
+    with frozen(trial_of(daemon)):
+        daemon.kill(signal.SIGUSR2)
+        daemon.event("upgrade_waits")
+        daemon.kill(signal.SIGHUP)
+        daemon.write(options={"pool.min_spare": 1})
+    daemon.event("upgrade_applied", generation=2)
+    daemon.event("reload_applied", generation=3)
+    assert len(daemon.events("reload_refused")) == 1
+
+
+def test_reloads_that_keep_coming_do_not_keep_an_upgrade_out(poold: Poold) -> None:
+    """An upgrade goes before the reload that a further HUP has asked for, so that HUPs all the time do not hold it up."""
+    daemon = poold(options={"pool.min_spare": 1, "log.level": "info"}).start()
+    stop = threading.Event()
+
+    def keep_asking() -> None:
+        while not stop.wait(0.02):
+            daemon.kill(signal.SIGHUP)
+
+    asking = threading.Thread(target=keep_asking)
+    asking.start()
+    try:
+        daemon.event("reload_applied")
+        upgraded(daemon)
+    finally:
+        stop.set()
+        asking.join()
+    daemon.event("upgrade_applied")
+    assert len(daemon.events("upgrade_applied")) == 1
+
+
+def test_stop_while_an_upgrade_waits(poold: Poold) -> None:
+    """Whoever waits with an upgrade for the end of a reload is told when poold is stopped instead."""
+    daemon = poold(options={"pool.min_spare": 1}).start(laws=False)
+    daemon.kill(signal.SIGHUP)
+    with frozen(trial_of(daemon)), asked_for_an_upgrade(daemon) as asking:
+        daemon.event("upgrade_waits")
+        daemon.kill(signal.SIGTERM)
+        assert json.loads(asking.line()) == {"ok": False, "error": "poold is stopping"}
+    assert daemon.wait() == 0
+    assert daemon.events("upgrade_started") == []
 
 
 def test_stop_during_an_upgrade(poold: Poold) -> None:
@@ -447,22 +519,20 @@ def test_process_is_as_it_was(poold: Poold) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "status"),
-    [("raise OSError('no luck')", 70), ("os._exit(3)", 3), ("os.kill(os.getpid(), 11)", -11), ("\n    while True: pass", -14)],
+    [("raise OSError('no luck')", 70), ("os._exit(3)", 3), ("os.kill(os.getpid(), 11)", -11), ("while True: pass", -9)],
 )
 def test_a_new_program_that_fails(copied: Callable[..., tuple[Daemon, Path]], fault: str, status: int) -> None:
     """A program that fails after the exec ends, also when it hangs, and so does every child: the service manager starts another."""
 
     def impatient(installed: Path) -> None:
-        signals = installed / "master" / "signals.py"
-        signals.write_text(signals.read_text().replace("UPGRADE_SECONDS = 20", "UPGRADE_SECONDS = 1"))
+        if status == -9:
+            mend(installed / "master" / "guard.py", "SECONDS = 20", "SECONDS = 3")
 
     own = f'[[listener]]\naddress = "tcp://127.0.0.1:{free_port()}"\n[[listener]]\naddress = "systemd://main"\nname = "main"\n'
     daemon, installed = copied(before=impatient, settings=own)
     if daemon.keeper is not None:
         daemon.keeper.close()
-    takeover = installed / "master" / "takeover.py"
-    text = takeover.read_text()
-    takeover.write_text(text.replace("    tally.resume(", f"    import os; {fault}\n    tally.resume(", 1))
+    mend(installed / "master" / "takeover.py", "    tally.resume(", in_the_successor(fault) + "    tally.resume(")
     before = children_of(os.getpid())
     with daemon.connect() as client:
         client.ask("pid")
@@ -473,6 +543,7 @@ def test_a_new_program_that_fails(copied: Callable[..., tuple[Daemon, Path]], fa
         take_orphans(before)
         assert client.rest() == b""
     assert status != 70 or "no luck" in daemon.event("upgrade_failed")["reason"]
+    assert status != -9 or daemon.event("upgrade_hangs")
     # The service manager keeps the listeners for the next start.
     assert [message for message in daemon.notify.poll() if "FDSTOREREMOVE" in message] == []
     daemon.control.unlink(missing_ok=True)

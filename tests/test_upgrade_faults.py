@@ -11,7 +11,7 @@ import pytest
 
 from tests.faultkit import Poold, forgive, spares_of
 from tests.support import Client, Daemon, alive, eventually, free_port, open_files
-from tests.upgradekit import install, mend, path_of, upgrade, upgraded
+from tests.upgradekit import in_the_successor, install, mend, path_of, upgrade, upgraded
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def meddled(tmp_path: Path, poold: Poold) -> Callable[..., Daemon]:
         daemon = poold(**arguments).start(environ=path_of(installed))
         # What it starts until the upgrade is started from good code.
         daemon.event("exporter_ready")
-        lines = "".join(f"    {line}\n" for line in ["import os, dataclasses", *meddling.splitlines()])
+        lines = in_the_successor("import dataclasses", *meddling.splitlines())
         mend(installed / "master" / "takeover.py", "    tally.resume(", f"{lines}    tally.resume(")
         return daemon
 
@@ -104,6 +104,51 @@ def test_channel_that_is_none(meddled: Callable[..., Daemon], instead: str) -> N
             assert later.ask("echo served") == "served"
         assert client.ask("echo on") == "on"
     daemon.metric("poold_children", 1, kind="mold")
+
+
+INSTEAD = ["os.close({})", "os.dup2(os.open('/dev/null', os.O_RDONLY), {})", "os.dup2(os.memfd_create('short'), {})"]
+
+
+@pytest.mark.parametrize("instead", INSTEAD)
+@pytest.mark.parametrize("what", ["control.fd", "metrics.fd", "requester", "lingering[0]"])
+def test_descriptor_that_is_none(meddled: Callable[..., Daemon], what: str, instead: str) -> None:
+    """Whatever descriptor is something else in the new program: what it stood for is opened anew or given up, and sessions go on."""
+    first = "state = dataclasses.replace(state, lingering=(os.dup(2),))\n" if what == "lingering[0]" else ""
+    daemon = meddled(first + instead.format(f"state.{what}"), options={"pool.min_spare": 1})
+    if daemon.keeper is not None:
+        daemon.keeper.close()
+        daemon.keeper = None
+    with daemon.connect() as client:
+        client.ask("pid")
+        assert upgrade(daemon).returncode == (3 if what == "requester" else 0)
+        daemon.event("upgrade_applied")
+        assert daemon.event("listener_lost" if what.endswith(".fd") else "channel_lost")
+        assert client.ask("echo on") == "on"
+        # The exporter of before listens where ours would until it has left; a reload gets it back.
+        assert eventually(lambda: daemon.cli("reload", "--socket", str(daemon.control)).returncode == 0)
+        daemon.metric("poold_sessions_active", 1)
+        with daemon.connect() as later:
+            assert later.ask("echo served") == "served"
+
+
+@pytest.mark.parametrize("instead", INSTEAD)
+@pytest.mark.parametrize("page", ["activity", "phase"])
+def test_page_that_is_none(meddled: Callable[..., Daemon], tmp_path: Path, page: str, instead: str) -> None:
+    """A shared memory that is something else in the new program costs no session; a drain comes to its end."""
+    daemon = meddled("", options={"pool.min_spare": 1, "timeouts.drain": 1})
+    before = "        common, phase = inherited.activity, "
+    meddling = in_the_successor(instead.format(f"inherited.{page}"), indent="        ")
+    mend(tmp_path / "installed" / "poold" / "master" / "parts.py", before, meddling + before)
+    with daemon.connect() as client:
+        client.ask("pid")
+        upgraded(daemon)
+        assert client.ask("echo on") == "on"
+        with daemon.connect() as later:
+            assert later.ask("echo served") == "served"
+            assert len(daemon.children("worker")) >= 2
+            assert bool(daemon.events("phase_lost")) is (page == "phase")
+            daemon.kill()
+            assert daemon.wait() == 0
 
 
 def test_descriptors_that_nobody_knows(poold: Poold) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.faultkit import Poold, held, mischievous, needs_root, needs_strace, spares_of, traced
-from tests.support import Client, Daemon, eventually, free_port, open_files
-from tests.upgradekit import inheritable, install, path_of, upgraded
+from tests.support import Client, eventually, free_port, open_files
+from tests.upgradekit import asked_for_an_upgrade, inheritable, install, path_of, upgraded
 
 # Writes down what each fresh interpreter was started with, for who looks from outside: a title hides it in /proc.
 RECORDER = """
@@ -238,13 +238,6 @@ def test_scrapes_during_upgrades(poold: Poold) -> None:
                 scrapes += 1
             assert json.loads(asking.line())["ok"]
     assert scrapes >= 3
-
-
-def asked_for_an_upgrade(daemon: Daemon) -> Client:
-    """Return a client of the control socket that waits for the result of an upgrade."""
-    client = Client(str(daemon.control))
-    client.send(b'{"verb": "upgrade"}\n')
-    return client
 
 
 def test_clients_that_are_open_during_an_upgrade(poold: Poold) -> None:

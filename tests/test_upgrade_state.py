@@ -152,6 +152,61 @@ def test_any_change_is_read_or_refused(data: st.DataObject, value: object) -> No
     assert all(fd > 2 for fd in found.descriptors())
 
 
+def places(document: Any, above: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """Return the way to every value in a document."""
+    found = [above] if above else []
+    for key in document if isinstance(document, dict) else range(len(document)) if isinstance(document, list) else ():
+        found += places(document[key], (*above, key))
+    return found
+
+
+PLACES = places(recorded())
+# What is hostile where a number, a word or a part is expected.
+hostile = (
+    st.sampled_from(
+        [0, 1, 2, 3, -1, 1 << 31, 1 << 32, 1 << 64, 10**400, -0.0, float("nan"), float("inf"), "", "0", "\0", "\ud800", None, True]
+    )
+    | st.sampled_from(PLACES).map(lambda place: at(recorded(), place))
+    | json_values
+)
+
+
+def at(document: Any, place: tuple[str | int, ...]) -> Any:
+    """Return what is in a place."""
+    for step in place:
+        document = document[step]
+    return document
+
+
+@given(st.lists(st.tuples(st.sampled_from(PLACES), st.sampled_from(["put", "remove", "twice"]), hostile), min_size=1, max_size=6))
+def test_any_changes_are_read_or_refused(changes: list[tuple[tuple[str | int, ...], str, Any]]) -> None:
+    """Whatever is changed, taken away or there twice, in several places at once, reading ends in a document or in a StateError."""
+    document = recorded()
+    for place, what, value in changes:
+        try:
+            where = at(document, place[:-1])
+            if what == "put":
+                where[place[-1]] = value
+            elif what == "remove":
+                del where[place[-1]]
+            elif isinstance(where, list):
+                where.append(where[int(place[-1])])
+        except (LookupError, TypeError):
+            # An earlier change has taken the place away.
+            continue
+    try:
+        found = state.read(json.dumps(document).encode())
+    except StateError:
+        return
+    # What is read can be relied on by whoever takes over: no number that could reach somebody else, and none twice.
+    pids = [child.pid for child in found.children]
+    assert all(pid > 1 for pid in pids)
+    assert len(set(pids)) == len(pids)
+    assert all(2 < fd < 1 << 31 for fd in found.descriptors())
+    assert len({child.slot for child in found.children}) == len(found.children)
+    assert state.read(state.write(found)) == found
+
+
 @given(st.integers(min_value=0, max_value=len(RECORDED) - 1), st.binary(max_size=4))
 def test_any_damage_is_read_or_refused(at: int, junk: bytes) -> None:
     """Whatever bytes are overwritten or cut off, reading ends in a document or in a StateError."""
@@ -210,7 +265,7 @@ def test_obstacles() -> None:
     """Settings that fit have none; each listener that is missing or too many is named, and so are other addresses."""
     document = recorded()
     settings = settings_of(document)
-    assert obstacles(state.read(RECORDED), settings) == []
+    assert list(obstacles(state.read(RECORDED), settings)) == []
     [dropped, *_] = document["listeners"]
     dropped["address"] = "tcp://127.0.0.1:1"
     document["metrics_address"] = None

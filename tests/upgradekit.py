@@ -1,5 +1,7 @@
 """What tests of the upgrade have in common: it is asked for, clients come and go meanwhile, and the installed code can be changed."""
 
+import base64
+import hashlib
 import os
 import shutil
 import subprocess
@@ -7,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import poold as package
-from tests.support import Daemon, open_files
+from tests.support import Client, Daemon, open_files
 
 Poold = Callable[..., Daemon]
 SOURCE = Path(package.__file__).parent
@@ -23,6 +25,13 @@ def upgraded(daemon: Daemon) -> None:
     done = upgrade(daemon)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("applied, generation")
+
+
+def asked_for_an_upgrade(daemon: Daemon) -> Client:
+    """Return a client of the control socket that waits for the result of an upgrade."""
+    client = Client(str(daemon.control))
+    client.send(b'{"verb": "upgrade"}\n')
+    return client
 
 
 def install(folder: Path) -> Path:
@@ -41,6 +50,26 @@ def mend(file: Path, old: str, new: str) -> None:
     text = file.read_text()
     assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {file.name}"
     file.write_text(text.replace(old, new))
+
+
+def in_the_successor(*lines: str, indent: str = "    ") -> str:
+    """Return code that does this in the program that an upgrade puts in the master's place, and not where it is tried before."""
+    condition = f"{indent}import os, sys\n{indent}if any('from poold.master.successor' in word for word in sys.orig_argv):\n"
+    return condition + "".join(f"{indent}    {line}\n" for line in lines)
+
+
+def record(installed: Path) -> None:
+    """Write down what is installed as pip does: RECORD, with size and checksum of each file (PEP 427)."""
+    folder = installed.parent / "poold-0.1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: poold\nVersion: 0.1.0\n")
+    rows = []
+    for file in sorted(installed.rglob("*")):
+        if file.is_file():
+            data = file.read_bytes()
+            digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+            rows.append(f"{file.relative_to(installed.parent)},sha256={digest},{len(data)}\n")
+    (folder / "RECORD").write_text("".join(rows) + f"{folder.name}/RECORD,,\n")
 
 
 def inheritable(pid: int) -> dict[int, str]:

@@ -148,7 +148,13 @@ class Control:
         client.waiting = True
         if client.deadline is not None:
             client.deadline.cancel()
-        self._ask(client, line, partial(self._answer, client))
+        try:
+            self._ask(client, line, partial(self._answer, client))
+        except Exception:
+            # Nobody will answer any more: an end, not silence.
+            if client in self._clients:
+                self._close(client)
+            raise
 
     def _ask(self, client: Client, line: bytes, reply: Reply) -> None:
         try:
@@ -169,6 +175,16 @@ class Control:
             # It has not waited for it, or has had another one.
             return
         client.waiting = False
+        later = False
+        try:
+            later = self._deliver(client, answer)
+        finally:
+            # An answer that cannot be given is an end, not silence.
+            if not later:
+                self._close(client)
+
+    def _deliver(self, client: Client, answer: Answer) -> bool:
+        """Send as much of an answer as there is room for; say whether more is to come."""
         data = json.dumps(answer.document).encode() + b"\n"
         if len(data) > ANSWER_MAX:
             data = json.dumps(refusal("the answer is too long; the log has it").document).encode() + b"\n"
@@ -178,10 +194,10 @@ class Control:
             sent = client.socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
             if sent < len(data):
                 self._send_later(client, data[sent:])
-                return
+                return True
         except OSError as error:
             log.debug("control_unanswered", error=error.strerror)
-        self._close(client)
+        return False
 
     def _send_later(self, client: Client, unsent: bytes) -> None:
         """Send the rest of an answer whenever there is room for it, for so long. Raises OSError."""

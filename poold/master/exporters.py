@@ -130,16 +130,20 @@ class Exporters:
         self._ladder.expel(exporter.child, Failure.TIMEOUT)
 
     def adopt(self, listener: Opened | None) -> None:
-        """Use the prepared exporter, or none, from now on; the old one answers what has come to it and leaves."""
-        old, self._used, self._candidate = self._used, self._candidate, None
-        before, self.listener = self.listener, listener
+        """Use the prepared exporter, or none, from now on; others answer what has come to them and leave. Again changes nothing."""
+        if self._candidate is not None or listener is None:
+            self._used, self._candidate = self._candidate, None
         if self._used is not None:
             self._used.prepared = None
-        if old is not None and not old.child.leaving:
-            self._ladder.retire(old.child)
-        self._look_out()
-        if before is not None and before is not listener:
-            before.close()
+        before, self.listener = self.listener, listener
+        try:
+            self._look_out()
+        finally:
+            if before is not None and before is not listener:
+                before.close()
+        for exporter in self._exporters.values():
+            if exporter is not self._used and not exporter.child.leaving:
+                self._ladder.retire(exporter.child)
 
     def discard(self) -> None:
         """Give up the exporter that is being prepared; its listener is its opener's to close."""

@@ -80,8 +80,9 @@ class Listeners:
         self.on_close: Callable[[Opened, Listener], object] = lambda opened, listener: None
 
     def add(self, opened: Opened, listener: Listener) -> None:
-        """Take over an open socket. Raises LookupError when too many names have been used."""
-        self._miss(self._add(opened, listener))
+        """Take over an open socket; again changes nothing. Raises LookupError when too many names have been used."""
+        if not any(each.opened is opened for each in self._open):
+            self._miss(self._add(opened, listener))
 
     def _add(self, opened: Opened, listener: Listener) -> Listening:
         listening = Listening(opened, listener, self._counters.listener(listener.name), int(opened.socket.family))

@@ -8,7 +8,7 @@ others; when errors do not stop, the master gives up in order rather than live h
 import select
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from poold.errors import InternalError
@@ -123,20 +123,35 @@ class Loop:
         return None if due_at is None else max(0.0, due_at - self.clock())
 
     def guarded(self, callback: Callback) -> None:
-        """Call it; an error is logged and counted. Raises InternalError when there were too many."""
+        """Call it; an error is logged and counted. Raises InternalError where that was the error, or when there were too many."""
         try:
             callback()
-        except InternalError:
-            raise
         except Exception as error:
             self.note_error(error)
 
+    def each(self, callbacks: Iterable[Callback]) -> None:
+        """Call every one of them like that, whatever is raised by any; InternalError after the last."""
+        fatal: InternalError | None = None
+        for callback in callbacks:
+            try:
+                self.guarded(callback)
+            except InternalError as error:
+                fatal = error
+        if fatal is not None:
+            raise fatal
+
     def note_error(self, error: Exception) -> None:
-        """Log and count an error of poold's own. Raises InternalError when there were too many."""
+        """Log and count an error of poold's own. Raises InternalError where this is one, or when there were too many."""
+        if isinstance(error, InternalError):
+            raise error
         self.errors += 1
-        now = self.clock()
-        self._error_times = [at for at in self._error_times if now - at < ERRORS_WINDOW] + [now]
-        log.error("loop_error", error=type(error).__name__, traceback="".join(traceback.format_exception(error)))
+        try:
+            now = self.clock()
+            self._error_times = [at for at in self._error_times if now - at < ERRORS_WINDOW] + [now]
+            log.error("loop_error", error=type(error).__name__, traceback="".join(traceback.format_exception(error)))
+        except MemoryError:
+            # A traceback takes memory, and there may be none for this error's; it has been counted.
+            log.dropped += 1
         if len(self._error_times) > ERRORS_MAX:
             raise InternalError(f"{len(self._error_times)} errors in {ERRORS_WINDOW:g} seconds") from error
 

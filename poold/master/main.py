@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterable, Mapping, MutableMapping
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from poold.log import log, trace
 from poold.master import takeover
 from poold.master.control import Answer, Reply
 from poold.master.current import Current
+from poold.master.deadlines import Callback
 from poold.master.drain import Drain
 from poold.master.loop import Loop
 from poold.master.manager import Manager
@@ -25,6 +27,7 @@ from poold.master.reloads import Reloads
 from poold.master.sessions import Accepted
 from poold.master.signals import Inbox
 from poold.master.snapshot import Origin
+from poold.master.spawn import Launcher
 from poold.master.state import StateDocument
 from poold.master.store import Store
 from poold.master.trials import Trials
@@ -62,12 +65,15 @@ class Master:
         environ: MutableMapping[str, str],
         origin: Mapping[str, str],
         inherited: StateDocument | None = None,
+        guard: int | None = None,
+        launcher: type[Launcher] = Launcher,
     ) -> None:
         """Take the settings and the file they come from, signals that are noted already, and the path of the control socket.
 
         `passed` are names and numbers of descriptors from the service manager, whose other variables are removed from `environ`;
         `origin` is the environment as it was before, for the program of an upgrade. `inherited` is what the program before has
-        left, where this one is that. Raises ConfigError for a descriptor that is of no use.
+        left, where this one is that, and `guard` the descriptor whose end tells that this one has come as far as its loop. Nothing is
+        opened, started or told here; `launcher` makes what starts processes. Raises ConfigError for a descriptor that is of no use.
         """
         self._control_path = control
         self._inbox = inbox
@@ -76,18 +82,13 @@ class Master:
         self._store = Store(self._manager.store)
         self._passed = self._store.sort(passed)
         self._inherited = inherited
+        self._guard = guard
         self._started_at = time.monotonic() if inherited is None else inherited.started_at
-        self._parts = Parts(current, self._loop, environ, inherited)
+        self._parts = Parts(current, self._loop, environ, inherited, launcher)
         self._drain = Drain(self._parts, self._parts.memories.phase)
         trials = Trials(self._parts)
         self._reloads = Reloads(self._parts, trials, file=file, passed=self._passed, wall_clock=time.time)
         self._upgrades = Upgrades(self._parts, trials, inbox=inbox, origin=Origin(file, self._started_at, self._passed, origin))
-        self._verbs = {
-            "view": Views(self._parts, self._about).view,
-            "reload": self._reload,
-            "upgrade": self._upgrade,
-            "stop": self._asked_to_stop,
-        }
         self._parts.reaper.on_exit[Kind.TRIAL] = trials.exited
         self._phase = Phase.STARTING
         self._exit_code = ExitCode.OK
@@ -98,6 +99,12 @@ class Master:
     def _introduce(self) -> None:
         """Tell the parts whom to ask and whom to tell."""
         parts, manager = self._parts, self._manager
+        self._verbs = {
+            "view": Views(parts, self._about).view,
+            "reload": self._reload,
+            "upgrade": self._upgrade,
+            "stop": self._asked_to_stop,
+        }
         parts.listeners.may_accept = self._may_accept
         parts.listeners.on_accepted = self._on_accepted
         parts.listeners.on_open, parts.listeners.on_close = self._store.keep, self._store.drop
@@ -105,28 +112,49 @@ class Master:
         self._drain.on_overdue = self._on_overdue
         self._reloads.hindrance = lambda: "an upgrade is running" if self._upgrades.running else ""
         self._reloads.on_begin, self._reloads.on_end = manager.reloading, manager.ready_again
-        self._upgrades.hindrance = self._hindrance
+        self._reloads.on_finished = self._on_reload_finished
+        self._upgrades.hindrance = lambda: "poold is not ready yet" if self._phase is Phase.STARTING else ""
+        self._upgrades.reloading = lambda: self._reloads.running
         self._upgrades.on_begin, self._upgrades.on_end = manager.reloading, manager.ready_again
 
     def run(self) -> ExitCode:
         """Serve until told to stop; return the exit status. Raises ConfigError when a socket cannot be opened."""
         if self._inherited is not None:
             # Outside: where this fails nothing is closed in order, and the service manager keeps the listeners for the next start.
-            self._take_over(self._inherited)
+            self.take_over(self._inherited)
         try:
             if self._phase is Phase.STARTING:
                 self._start()
-            while self._phase is not Phase.STOPPED:
-                try:
-                    self._loop.turn()
-                    self._loop.guarded(self._advance)
-                except InternalError as error:
-                    self._give_up(error)
+            while self.turn():
+                pass
         finally:
-            self._parts.close()
-            if self._phase is Phase.STOPPED:
-                log.info("stopped", exit_status=int(self._exit_code))
-            self._parts.loggers.close()
+            self.close()
+        return self._exit_code
+
+    def turn(self) -> bool:
+        """Wait for something to happen, and act on it; say whether there is more to wait for."""
+        try:
+            self._loop.guarded(self._loop.turn)
+            self._loop.guarded(self._advance)
+        except InternalError as error:
+            self._give_up(error)
+        return self._phase is not Phase.STOPPED
+
+    def close(self) -> None:
+        """Close every socket, remove the socket files that are its own, and let the last lines out."""
+        self._parts.close()
+        if self._phase is Phase.STOPPED:
+            log.info("stopped", exit_status=int(self._exit_code))
+        self._parts.loggers.close()
+
+    @property
+    def errors(self) -> int:
+        """How many errors of poold's own there have been."""
+        return self._loop.errors
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The exit status, as far as it is known."""
         return self._exit_code
 
     def _start(self) -> None:
@@ -148,7 +176,7 @@ class Master:
         cells[RELOAD_SUCCESSFUL] = 1
         cells[RELOAD_SUCCESS_AT] = int(time.time() * 1_000_000)
 
-    def _take_over(self, before: StateDocument) -> None:
+    def take_over(self, before: StateDocument) -> None:
         """Go on where the program before has stopped."""
         parts = self._parts
         sandbox.adopt_orphans()
@@ -161,6 +189,8 @@ class Master:
         # From here on signals are taken; those that came meanwhile come now.
         self._inbox.open()
         self._inbox.note(signal.SIGCHLD)
+        if self._guard is not None:
+            self._loop.after(0, partial(os.close, self._guard))
         self._manager.status(self._status())
         self._manager.ready()
         self._inherited = None
@@ -172,19 +202,36 @@ class Master:
             reply(Answer(told))
 
     def _on_signals(self, signals: set[int]) -> None:
-        if signal.SIGCHLD in signals and self._parts.reaper.reap():
-            self._inbox.note(signal.SIGCHLD)
-        if signal.SIGHUP in signals:
-            if self._upgrades.running:
-                self._upgrades.reload_afterwards()
-            else:
-                self._reloads.signalled()
-        if signal.SIGUSR2 in signals:
-            self._upgrades.asked(lambda document: None)
-        if signals & {signal.SIGTERM, signal.SIGINT}:
-            self._on_term()
-        if signal.SIGQUIT in signals:
-            self._stop(Cause.KILLED)
+        """Act on each that has come, whatever is raised by another."""
+        acts: list[tuple[set[int], Callback]] = [
+            ({signal.SIGCHLD}, self._reap),
+            ({signal.SIGHUP}, self._on_hup),
+            ({signal.SIGUSR2}, partial(self._upgrades.asked, lambda document: None)),
+            ({signal.SIGTERM, signal.SIGINT}, self._on_term),
+            ({signal.SIGQUIT}, partial(self._stop, Cause.KILLED)),
+        ]
+        self._loop.each(act for numbers, act in acts if numbers & signals)
+
+    def _reap(self) -> None:
+        more = True
+        try:
+            more = self._parts.reaper.reap()
+        finally:
+            # Also after an error, because no signal comes again for those who are left.
+            if more:
+                self._inbox.note(signal.SIGCHLD)
+
+    def _on_hup(self) -> None:
+        if self._upgrades.running:
+            self._upgrades.reload_afterwards()
+        else:
+            self._reloads.signalled()
+
+    def _on_reload_finished(self, again: bool) -> None:
+        """Begin what has waited for it: first an upgrade, which signals that keep coming could keep out, then another reload."""
+        self._upgrades.reload_ended()
+        if again:
+            self._inbox.note(signal.SIGHUP)
 
     def _on_term(self) -> None:
         """Drain; a second time: stop now; once more: at once."""
@@ -245,8 +292,8 @@ class Master:
 
     def _begin_drain(self) -> None:
         self._phase = Phase.DRAINING
-        self._reloads.stop()
         self._upgrades.stop()
+        self._reloads.stop()
         self._manager.stopping()
         self._drain.begin()
 
@@ -259,8 +306,8 @@ class Master:
         if self._phase in (Phase.STOPPING, Phase.STOPPED):
             return
         if self._phase is not Phase.DRAINING:
-            self._reloads.stop()
             self._upgrades.stop()
+            self._reloads.stop()
             self._manager.stopping()
         self._phase = Phase.STOPPING
         parts = self._parts
@@ -337,12 +384,6 @@ class Master:
 
     def _upgrade(self, request: dict[str, Any], reply: Reply) -> None:
         self._upgrades.asked(lambda document: reply(Answer(document)))
-
-    def _hindrance(self) -> str:
-        """Say why no upgrade may begin now."""
-        if self._phase is Phase.STARTING:
-            return "poold is not ready yet"
-        return "a reload is running" if self._reloads.running else ""
 
     def _asked_to_stop(self, request: dict[str, Any], reply: Reply) -> None:
         reply(Answer({"ok": True, "pid": os.getpid()}))

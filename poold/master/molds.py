@@ -152,17 +152,19 @@ class Molds:
             self._ladder.retire(child)
 
     def adopt(self) -> None:
-        """Use the prepared mold from now on; the old one is asked to leave, and its open orders come to their end."""
-        candidate, self._candidate = self._candidate, None
-        if candidate is not None:
-            candidate.prepared = None
-            self._use(candidate)
+        """Use the prepared mold from now on; others are asked to leave, and their open orders come to their end. Again changes nothing."""
+        if self._candidate is not None:
+            self._candidate.prepared = None
+            self._used, self._candidate = self._candidate, None
+        if self._used is not None:
+            self._use(self._used)
 
     def _use(self, mold: Mold) -> None:
-        old, self._used = self._used, mold
+        self._used = mold
         self._orders.begin_anew(self.order)
-        if old is not None and not old.child.leaving:
-            self._ladder.retire(old.child, listen=True)
+        for other in self._molds.values():
+            if other not in (mold, self._candidate) and not other.child.leaving:
+                self._ladder.retire(other.child, listen=True)
 
     def discard(self) -> None:
         """Give up the mold that is being prepared."""

@@ -1,11 +1,13 @@
 """The parts of the master, built and introduced to each other. No part imports this; the master owns it."""
 
+import fcntl
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from poold.log import log
-from poold.master import descriptors, sockets, spawn
+from poold.master import descriptors, sockets
 from poold.master.activity import Activities
 from poold.master.births import Births
 from poold.master.children import ChildTable
@@ -25,6 +27,7 @@ from poold.master.orders import Orders
 from poold.master.pool import Pool
 from poold.master.reaper import Reaper
 from poold.master.sessions import Sessions
+from poold.master.spawn import Launcher
 from poold.master.state import StateDocument
 from poold.master.store import Store
 from poold.master.streams import Streams
@@ -60,7 +63,7 @@ def share(inherited: StateDocument | None = None) -> Memories:
     if inherited is None:
         common, phase = shared_memory("activity", SLOTS * PAGE), shared_memory("phase", PAGE)
     else:
-        common, phase = inherited.activity, inherited.phase
+        common, phase = inherited.activity, _phase(inherited.phase)
     try:
         keep_size(phase)
     except PermissionError:
@@ -68,6 +71,18 @@ def share(inherited: StateDocument | None = None) -> Memories:
         pass
     views = [read_only(fd) for fd in (counters.fd, rows.fd)]
     return Memories(counters, rows, Phase(phase), phase, read_only(phase), views, Activities(common))
+
+
+def _phase(fd: int) -> int:
+    """Return the phase page of the program before, or another one where that is none: touching what is not there would be fatal."""
+    try:
+        if os.fstat(fd).st_size < PAGE:
+            raise OSError(f"it has {os.fstat(fd).st_size} bytes")
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError as error:
+        log.error("phase_lost", error=str(error))
+        return shared_memory("phase", PAGE)
+    return fd
 
 
 def _limits(config: Config, inherited: StateDocument | None) -> tuple[int, int]:
@@ -79,7 +94,14 @@ def _limits(config: Config, inherited: StateDocument | None) -> tuple[int, int]:
 class Parts:
     """Everything the master is made of, but its own phase."""
 
-    def __init__(self, current: Current, loop: Loop, environ: Mapping[str, str], inherited: StateDocument | None = None) -> None:
+    def __init__(
+        self,
+        current: Current,
+        loop: Loop,
+        environ: Mapping[str, str],
+        inherited: StateDocument | None = None,
+        launcher: type[Launcher] = Launcher,
+    ) -> None:
         self.current = current
         self.loop = loop
         self.memories = memories = share(inherited)
@@ -109,7 +131,7 @@ class Parts:
         )
         self.linger = Linger(loop)
         self.listeners = Listeners(loop=loop, counters=counters)
-        self.launcher = spawn.Launcher(environ, _limits(current.config, inherited), _streams(inherited))
+        self.launcher = launcher(environ, _limits(current.config, inherited), _streams(inherited))
         self._keepers()
         self.control: Control | None = None
         self._introduce()

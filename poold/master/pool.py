@@ -280,8 +280,8 @@ class Pool:
     def renew(self) -> None:
         """Let the spares of older settings go."""
         for child in [child for child in self._handover.spares if child.generation != self._current.generation]:
-            self._handover.withdraw(child)
             self._ladder.retire(child)
+            self._handover.withdraw(child)
 
     def stop(self, cause: Cause) -> None:
         """End every worker: spares are asked to leave, sessions get TERM and end for this cause; births end as they are ready."""

@@ -7,11 +7,13 @@ A stop is no exit: `poold.master.tracees` takes those that come out of the wait 
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 from poold.log import log
 from poold.master.activity import Activities
 from poold.master.births import Births, Exit
 from poold.master.children import Child, ChildTable, failure_of
+from poold.master.deadlines import Callback
 from poold.master.handover import HandOver
 from poold.master.ladder import Ladder
 from poold.master.loop import Loop
@@ -75,6 +77,10 @@ class Reaper:
             except ChildProcessError:
                 self.reconcile()
                 return False
+            except Exception:
+                # Its exit may have been taken, and nobody would ask for it again.
+                self._loop.after(0, self.reconcile)
+                raise
         return True
 
     def _take(self, pid: int) -> None:
@@ -127,9 +133,23 @@ class Reaper:
                 self._settle(child, Exit(child.pid, None, None))
 
     def _settle(self, child: Child, exit: Exit) -> None:
-        """Draw the line under a child: its session, the counts, the slot."""
+        """Draw the line under a child: its session, the counts, the slot.
+
+        Whatever is raised, it is not signalled any more, has no row, and its keeper knows.
+        """
+        steps: list[Callback] = [partial(self._ladder.relax, child), partial(self._conclude, child, exit), partial(self._remove, child)]
+        if child.kind in self.on_exit:
+            steps.append(partial(self.on_exit[child.kind], child, exit))
+        self._loop.each(steps)
+        if self._table.by_pid(child.pid) is child:
+            self._loop.after(0, self.reconcile)
+
+    def _remove(self, child: Child) -> None:
+        self._table.remove(child)
+        self._counters.cells[REAPED[child.kind]] += 1
+
+    def _conclude(self, child: Child, exit: Exit) -> None:
         now = self._loop.clock()
-        self._ladder.relax(child)
         self._ladder.close_channel(child)
         self._births.close(child)
         session = child.session
@@ -140,7 +160,6 @@ class Reaper:
         self._activities.close(child)
         failure = failure_of(child, status=exit.status, cause=cause)
         cells = self._counters.cells
-        cells[REAPED[child.kind]] += 1
         if exit.usage is not None:
             self._counters.observe(CPU_SECONDS, exit.usage.ru_utime + exit.usage.ru_stime)
             self._counters.observe(MEMORY_BYTES, exit.usage.ru_maxrss * 1024)
@@ -156,9 +175,6 @@ class Reaper:
                 peer=session.peer if session is not None else None,
                 seconds=now - child.claimed_at,
             )
-        self._table.remove(child)
         log.debug("child_reaped", kind=child.kind, pid=exit.pid, status=exit.status, cause=cause)
         if failure is Failure.STILLBORN and child.kind is Kind.WORKER:
             self._orders.stillborn(child)
-        if child.kind in self.on_exit:
-            self.on_exit[child.kind](child, exit)

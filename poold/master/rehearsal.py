@@ -2,31 +2,34 @@
 
 Started as `poold.settings.trial` is, and by another version's master: it gets the bytes of the settings file (`text`), the state
 document (`state`) and `settings` with `file` and `master`, and writes into `result` what that trial writes, and besides `mold`: what this
-code's mold is to be started with, which the other code passes on as it is.
+code's mold is to be started with, which the other code passes on as it is; and `files`: what the new program consists of on disk, which
+must be there still when it is executed (`poold.master.footprint`).
+
+It trusts the installation last of all: it looks at the files before it imports them, imports them all, and has the new program taken
+over and driven once (`poold.master.drill`) before it says yes.
 """
 
 import json
 import os
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poold import sandbox, stream
-from poold.address import Address
-from poold.errors import Problem
+from poold.errors import Problem, refusal
 from poold.log import log
-from poold.master import state, successor
-from poold.master.spawn import Launcher
-from poold.master.state import StateDocument, StateError
-from poold.scoreboard import LISTENERS_MAX
-from poold.settings import config, judge
-from poold.settings.config import Config, People
+from poold.master import footprint, installation
 from poold.title import set_title
 
+if TYPE_CHECKING:
+    from poold.address import Address
+    from poold.master.state import StateDocument
+    from poold.settings.config import Config
+
 DOCUMENT_MAX = 256 << 20
-# All that will run in the master's place has been imported here when the verdict is yes.
-SUCCESSOR = successor.main
+SUCCESSOR = "poold.master.successor"
 
 
 def main() -> None:
@@ -36,6 +39,7 @@ def main() -> None:
     stream.install()
     set_title("trial")
     settings = json.loads(os.pread(fds["settings"], DOCUMENT_MAX, 0))
+    log.frame(on=settings.get("log_framed", False))
     sandbox.vanish_with(settings.get("master"))
     file = Path(settings["file"]) if settings["file"] else None
     found = verdict(os.pread(fds["text"], DOCUMENT_MAX, 0), file, os.pread(fds["state"], DOCUMENT_MAX, 0))
@@ -46,53 +50,80 @@ def main() -> None:
 
 def verdict(text: bytes, file: Path | None, document: bytes) -> dict[str, Any]:
     """Return what `poold.settings.judge.verdict` says of the settings, or what is in the way of an upgrade."""
+    # Before anything of it is imported: what changes from here on is noticed.
+    files = list(installation.own_files())
+    recorded = installation.record()
+    problems = [] if recorded is None else list(installation.damaged(recorded))
+    # First what will be executed, because what it needs and no more is what must not change.
+    problems = problems or list(installation.load([SUCCESSOR]))
+    files += installation.other_files()
+    problems = problems or list(installation.load(installation.modules()))
+    if recorded is None:
+        problems = problems or list(installation.incomplete(installation.modules()))
+    if problems:
+        return refusal(problems)
+    found = _judged(text, file, document)
+    if recorded is None:
+        log.debug("upgrade_unchecked", what="the installed files by checksum", reason="none are written down (RECORD)")
+    return {**found, "files": footprint.write(files)}
+
+
+def _judged(text: bytes, file: Path | None, document: bytes) -> dict[str, Any]:
+    from poold.master import drill, spawn, state  # only what is undamaged
+    from poold.settings import config, judge
+
     try:
         running = state.read(document)
-    except StateError as error:
-        return judge.refusal([Problem("", str(error))])
+    except state.StateError as error:
+        return refusal([Problem("", str(error))])
     found = judge.verdict(text, file, environ=os.environ)
     if "problems" in found:
         return found
-    settings, people = config.of_document(found["settings"]), People(**found["people"])
+    settings, people = config.of_document(found["settings"]), config.People(**found["people"])
     problems = list(obstacles(running, settings))
     if problems:
-        return judge.refusal(problems)
+        return refusal(problems)
     log.configure(format=settings.log.format, level=settings.log.level)
-    return {**found, "mold": asdict(Launcher(os.environ, (running.limits[0], running.limits[1])).recipe(settings, people))}
+    problems = list(drill.drill(replace(running, settings=found["settings"], people=found["people"], warnings=tuple(found["warnings"]))))
+    set_title("trial")
+    if problems:
+        return refusal(problems)
+    return {**found, "mold": asdict(spawn.Launcher(os.environ, (running.limits[0], running.limits[1])).recipe(settings, people))}
 
 
-def obstacles(running: StateDocument, settings: Config) -> list[Problem]:
-    """Return what an upgrade to these settings could fail of, or could not undo.
+def obstacles(running: "StateDocument", settings: "Config") -> Iterator[Problem]:
+    """Yield what an upgrade to these settings could fail of, or could not undo.
 
     After the exec there is no way back, so nothing is opened then: what an upgrade changes besides the code is what needs no
     socket. A reload, before or after it, does the rest.
     """
-    problems = [Problem(f"listener {each}", "is not open yet; poold reload opens it") for each in _missing(running, settings)]
-    problems += [Problem(f"listener {each}", "is open; poold reload closes it") for each in _surplus(running, settings)]
+    from poold.scoreboard import LISTENERS_MAX
+
+    yield from (Problem(f"listener {each}", "is not open yet; poold reload opens it") for each in _missing(running, settings))
+    yield from (Problem(f"listener {each}", "is open; poold reload closes it") for each in _surplus(running, settings))
     if running.metrics_address != _written(settings.metrics.listen):
-        problems.append(Problem("metrics.listen", "has changed; poold reload moves it"))
+        yield Problem("metrics.listen", "has changed; poold reload moves it")
     if running.control_setting != settings.control.socket:
-        problems.append(Problem("control.socket", "has changed, and that needs a restart"))
+        yield Problem("control.socket", "has changed, and that needs a restart")
     if len({*running.tally.listeners, *(listener.name for listener in settings.listeners)}) > LISTENERS_MAX:
-        problems.append(Problem("listener.name", f"at most {LISTENERS_MAX} names can be used in one life of poold"))
-    return problems
+        yield Problem("listener.name", f"at most {LISTENERS_MAX} names can be used in one life of poold")
 
 
-def _written(address: Address | None) -> str | None:
+def _written(address: "Address | None") -> str | None:
     return str(address) if address is not None else None
 
 
-def _bound(settings: Config) -> set[tuple[str, str | None, bool]]:
+def _bound(settings: "Config") -> set[tuple[str, str | None, bool]]:
     return {(str(each.address), each.interface, each.freebind) for each in settings.listeners}
 
 
-def _open(running: StateDocument) -> set[tuple[str, str | None, bool]]:
+def _open(running: "StateDocument") -> set[tuple[str, str | None, bool]]:
     return {(each.address, each.interface, each.freebind) for each in running.listeners if not each.leaving}
 
 
-def _missing(running: StateDocument, settings: Config) -> list[str]:
+def _missing(running: "StateDocument", settings: "Config") -> list[str]:
     return sorted(address for address, _, _ in _bound(settings) - _open(running))
 
 
-def _surplus(running: StateDocument, settings: Config) -> list[str]:
+def _surplus(running: "StateDocument", settings: "Config") -> list[str]:
     return sorted(address for address, _, _ in _open(running) - _bound(settings))

@@ -8,6 +8,10 @@ last step nothing has changed, and whatever goes wrong leaves it so.
 
 One reload runs at a time. One more SIGHUP is remembered, because the file may have been edited since the first was read; a second
 `poold reload` is told that one is running.
+
+A reload ends, whatever is raised: an error of poold's own on the way refuses it, and one that reaches nobody here (an answer that
+was lost in a part, say) is found by a deadline. In the commit each step is made by itself, so that an error in one leaves out none
+of the others.
 """
 
 import os
@@ -20,8 +24,9 @@ from typing import Any
 
 from poold.errors import OWN_FAULT, ConfigError, Problem
 from poold.log import log
-from poold.master import descriptors, sockets
+from poold.master import descriptors, exporters, sockets, trials
 from poold.master.current import Current
+from poold.master.deadlines import Callback, Deadline
 from poold.master.parts import Parts
 from poold.master.plan import Plan, plan
 from poold.master.sockets import Opened
@@ -34,6 +39,8 @@ from poold.words import ReloadResult
 
 # How long the queue of a removed listener is served at the most, where `timeouts.drain` is not longer.
 EMPTY_SECONDS = 30.0
+# How much later than its own deadline the word of a trial, a mold or an exporter may come.
+GRACE_SECONDS = 10.0
 
 # Told how a reload ended: a document for who asked.
 Told = Callable[[dict[str, Any]], object]
@@ -51,6 +58,9 @@ class Reload:
     metrics: Opened | None = None
     # What has yet to be ready before it can be applied.
     awaited: set[str] = field(default_factory=set)
+    deadline: Deadline | None = None
+    # Once it is applied there is no way back: what whoever asked is to be told.
+    answer: dict[str, Any] | None = None
 
 
 class Reloads:
@@ -75,9 +85,11 @@ class Reloads:
         self.stopping = False
         # Says why none may begin now, "" if one may.
         self.hindrance: Callable[[], str] = lambda: ""
-        # Told that a reload begins, and that it has ended.
+        # Told that a reload begins, and that it has ended; dry ones change nothing that anybody would have to know of.
         self.on_begin: Callable[[], object] = lambda: None
         self.on_end: Callable[[], object] = lambda: None
+        # Told that the next one may begin, and whether a SIGHUP has come meanwhile.
+        self.on_finished: Callable[[bool], object] = lambda again: None
 
     def signalled(self) -> None:
         """Take a SIGHUP."""
@@ -107,80 +119,99 @@ class Reloads:
         self._parts.counters.cells[RELOADS[result]] += 1
 
     def _begin(self, told: Told, *, dry: bool) -> None:
-        reload = self._running = Reload(told, dry)
-        log.info("reload_started", file=self._file or "built-in defaults", dry_run=dry or None)
-        if self._parts.control is not None:
-            self._parts.control.renew()
-        if not dry:
-            self.on_begin()
+        reload = Reload(told, dry)
+        self._within(reload, trials.TRIAL_SECONDS + GRACE_SECONDS, "the trial")
+        self._running = reload
+        self._step(reload, partial(self._try, reload))
+
+    def _step(self, reload: Reload, step: Callback) -> None:
+        """Take a step of this reload, if it still runs; whatever is raised ends it."""
+        if reload is not self._running:
+            return
         try:
-            text = settings.read_file(self._file) if self._file is not None else b""
-            self._try(reload, text)
+            step()
         except ConfigError as error:
             self._refuse(reload, error.problems)
         except OSError as error:
-            self._refuse(reload, [Problem("", f"the trial cannot be started: {error.strerror}")])
+            self._refuse(reload, [Problem("", str(error))])
+        except Exception as error:
+            if reload is self._running:
+                self._refuse(reload, [OWN_FAULT])
+            self._parts.loop.note_error(error)
 
-    def _try(self, reload: Reload, text: bytes) -> None:
-        """Start the trial of these bytes. Raises OSError."""
-        given = memory_file("text", text)
+    def _within(self, reload: Reload, seconds: float, what: str) -> None:
+        """Refuse this reload when its next word has not come by then: it is lost, because whoever owes it has a deadline too."""
+        if reload.deadline is not None:
+            reload.deadline.cancel()
+        overdue = [Problem("", f"{what} has not been heard of for {seconds:g} s")]
+        reload.deadline = self._parts.loop.after(seconds, lambda: self._refuse(reload, overdue))
+
+    def _try(self, reload: Reload) -> None:
+        """Start the trial of the file as it is now. Raises ConfigError, OSError."""
+        log.info("reload_started", file=self._file or "built-in defaults", dry_run=reload.dry or None)
+        if self._parts.control is not None:
+            self._parts.control.renew()
+        if not reload.dry:
+            self.on_begin()
+        given = memory_file("text", settings.read_file(self._file) if self._file is not None else b"")
         name = str(self._file) if self._file else None
         try:
             self._trials.begin(lambda result: self._parts.launcher.trial(name, text=given, result=result), partial(self._judged, reload))
+        except OSError as error:
+            raise ConfigError([Problem("", f"the trial cannot be started: {error.strerror}")]) from error
         finally:
             os.close(given)
 
     def _judged(self, reload: Reload, verdict: dict[str, Any], problems: list[Problem]) -> None:
         """Take the trial's verdict."""
-        if reload is not self._running:
-            return
-        if problems:
-            self._refuse(reload, problems)
-            return
-        try:
-            config, people, warnings = of_document(verdict["settings"]), People(**verdict["people"]), tuple(map(str, verdict["warnings"]))
-        except (LookupError, TypeError, ValueError, AttributeError):
-            # The trial is of the code that is on disk by now.
-            hint = 'the settings were judged by another poold than this master, which is installed by now; run "poold upgrade"'
-            self._refuse(reload, [Problem("", hint)])
-            return
-        for warning in warnings:
-            log.warning("settings_warning", message=warning)
-        try:
-            self._prepare(reload, Current(config, people, self._parts.current.generation + 1, warnings))
-        except ConfigError as error:
-            self._refuse(reload, error.problems)
-        except (OSError, LookupError) as error:
-            self._refuse(reload, [Problem("", str(error))])
-        except Exception as error:
-            self._refuse(reload, [OWN_FAULT])
-            self._parts.loop.note_error(error)
+        self._step(reload, partial(self._prepare, reload, verdict, problems))
 
-    def _prepare(self, reload: Reload, new: Current) -> None:
-        """Open and start everything new. Raises ConfigError, OSError, LookupError."""
-        parts, config, people = self._parts, new.config, new.people
+    def _prepare(self, reload: Reload, verdict: dict[str, Any], problems: list[Problem]) -> None:
+        """Find out what is to be done, and begin it. Raises ConfigError, OSError."""
+        if problems:
+            raise ConfigError(problems)
+        new = self._understood(verdict)
+        for warning in new.warnings:
+            log.warning("settings_warning", message=warning)
+        parts = self._parts
         old = parts.current
-        steps = reload.plan = plan(old.config, config, lost=frozenset(parts.listeners.unreachable()))
+        steps = reload.plan = plan(old.config, new.config, lost=frozenset(parts.listeners.unreachable()))
         problems = [*steps.problems, *self._hindrances(steps)]
         if problems:
             raise ConfigError(problems)
         if reload.dry:
             self._finish(reload, {"ok": True, "dry_run": True, **steps.describe(sessions=len(parts.sessions.open))})
             return
-        descriptors.raise_limit(config)
         reload.next = new
+        self._open(reload, steps, new)
+
+    def _open(self, reload: Reload, steps: Plan, new: Current) -> None:
+        """Open and start everything new. Raises ConfigError, OSError."""
+        parts, config, old = self._parts, new.config, self._parts.current
+        descriptors.raise_limit(config)
         for listener in steps.opened:
             reload.opened[listener.name] = sockets.open_listener(listener, self._passed)
         reload.awaited = {"mold"}
-        if config.metrics.listen is not None and (
-            steps.metrics_moved or people.helper != old.people.helper or config.log != old.config.log
-        ):
-            reload.metrics = sockets.open_metrics(config.metrics.listen) if steps.metrics_moved else parts.exporters.listener
+        # None is open where a program has lost it on its way to the next one.
+        anew = steps.metrics_moved or parts.exporters.listener is None
+        if config.metrics.listen is not None and (anew or new.people.helper != old.people.helper or config.log != old.config.log):
+            reload.metrics = sockets.open_metrics(config.metrics.listen) if anew else parts.exporters.listener
             reload.awaited.add("exporter")
+        self._within(reload, max(config.timeouts.import_, exporters.STARTUP) + GRACE_SECONDS, "the new mold or exporter")
         # Only now, when nothing but these two can fail any more: both tell later.
-        parts.molds.prepare(reload.next, partial(self._prepared, reload, "mold"))
+        parts.molds.prepare(new, partial(self._prepared, reload, "mold"))
         if "exporter" in reload.awaited and reload.metrics is not None:
-            parts.exporters.prepare(reload.next, reload.metrics, partial(self._prepared, reload, "exporter"))
+            parts.exporters.prepare(new, reload.metrics, partial(self._prepared, reload, "exporter"))
+
+    def _understood(self, verdict: dict[str, Any]) -> Current:
+        """Return the settings of a verdict, to be put in force. Raises ConfigError when it is another version's."""
+        try:
+            config, people, warnings = of_document(verdict["settings"]), People(**verdict["people"]), tuple(map(str, verdict["warnings"]))
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            # The trial is of the code that is on disk by now.
+            hint = 'the settings were judged by another poold than this master, which is installed by now; run "poold upgrade"'
+            raise ConfigError([Problem("", hint)]) from error
+        return Current(config, people, self._parts.current.generation + 1, warnings)
 
     def _hindrances(self, steps: Plan) -> Iterator[Problem]:
         """Yield what is known to be in the way before anything is opened, so that a dry run says it too."""
@@ -194,70 +225,96 @@ class Reloads:
             yield Problem("listener.name", str(error))
 
     def _prepared(self, reload: Reload, what: str, reason: str | None) -> None:
-        if reload is not self._running:
-            return
+        """Take the news that the new mold or exporter is ready, or that it never will be or is no more."""
         if reason is not None:
-            self._refuse(reload, [Problem("server.handler" if what == "mold" else "metrics.listen", reason)])
+            problem = Problem("server.handler" if what == "mold" else "metrics.listen", reason)
+            self._step(reload, partial(self._refuse, reload, [problem]))
             return
         reload.awaited.discard(what)
         if not reload.awaited:
-            self._commit(reload)
+            self._step(reload, partial(self._commit, reload))
 
     def _commit(self, reload: Reload) -> None:
-        """Apply; nothing here may fail."""
-        parts, steps, new = self._parts, reload.plan, reload.next
-        assert steps is not None
+        """Apply: whatever is raised once the new settings are in force, every step is made."""
+        parts, plan, new = self._parts, reload.plan, reload.next
+        assert plan is not None
         assert new is not None
-        over = len(parts.sessions.open)
+        answer = {"ok": True, "generation": new.generation, **plan.describe(sessions=len(parts.sessions.open))}
+        steps: list[Callback] = [*self._changes(reload, plan, new), partial(self._applied, new, plan)]
+        steps.append(partial(self._finish, reload, answer))
+        # Nothing has changed so far.
         parts.current.replace(new)
-        log.configure(format=new.config.log.format, level=new.config.log.level)
-        parts.loggers.configure()
-        parts.molds.adopt()
-        parts.pool.renew()
-        if "exporter" not in reload.awaited and reload.metrics is not None:
-            parts.exporters.adopt(reload.metrics)
-        elif new.config.metrics.listen is None:
-            parts.exporters.adopt(None)
-        for _, after in steps.kept:
-            parts.listeners.change(after)
-        for listener in steps.closed:
-            parts.listeners.dismiss(listener, seconds=max(new.config.timeouts.drain, EMPTY_SECONDS))
-        for listener in steps.opened:
-            for opened in reload.opened.pop(listener.name):
-                parts.listeners.add(opened, listener)
-        reload.metrics = None
-        cells = parts.counters.cells
+        reload.answer = answer
+        self._parts.loop.each(partial(self._surely, step) for step in steps)
+
+    def _surely(self, step: Callback) -> None:
+        """Take a step of the commit, and once more if anything was raised: what had no memory may have it, and none does harm twice."""
+        try:
+            step()
+        except Exception as error:
+            self._parts.loop.note_error(error)
+            step()
+
+    def _changes(self, reload: Reload, plan: Plan, new: Current) -> list[Callback]:
+        """Return the steps that put other settings in force: each independent of the others, and without effect when taken again."""
+        parts, config = self._parts, new.config
+        steps: list[Callback] = [
+            partial(log.configure, format=config.log.format, level=config.log.level),
+            parts.loggers.configure,
+            parts.molds.adopt,
+            parts.pool.renew,
+        ]
+        if reload.metrics is not None or config.metrics.listen is None:
+            steps.append(partial(parts.exporters.adopt, reload.metrics))
+        steps += [partial(parts.listeners.change, after) for _, after in plan.kept]
+        seconds = max(config.timeouts.drain, EMPTY_SECONDS)
+        steps += [partial(parts.listeners.dismiss, listener, seconds=seconds) for listener in plan.closed]
+        steps += [
+            partial(parts.listeners.add, opened, listener) for listener in plan.opened for opened in reload.opened.get(listener.name, ())
+        ]
+        return steps
+
+    def _applied(self, new: Current, plan: Plan) -> None:
+        cells = self._parts.counters.cells
         cells[RELOAD_SUCCESSFUL] = 1
         cells[RELOAD_SUCCESS_AT] = int(self._wall_clock() * 1_000_000)
         self._count(ReloadResult.APPLIED)
-        log.info("reload_applied", generation=new.generation, changes="; ".join(steps.changes) or None)
-        self._finish(reload, {"ok": True, "generation": new.generation, **steps.describe(sessions=over)})
+        log.info("reload_applied", generation=new.generation, changes="; ".join(plan.changes) or None)
 
     def _refuse(self, reload: Reload, problems: list[Problem]) -> None:
         """Give up what was made; everything is as it was."""
-        parts = self._parts
-        parts.molds.discard()
-        parts.exporters.discard()
-        for opened in (each for several in reload.opened.values() for each in several):
-            opened.close()
-        if reload.metrics is not None and reload.metrics is not parts.exporters.listener:
-            reload.metrics.close()
-        if not reload.dry:
-            parts.counters.cells[RELOAD_SUCCESSFUL] = 0
-            self._count(ReloadResult.REFUSED)
-        for problem in problems:
-            log.error("reload_refused", reason=str(problem))
+        if reload is not self._running:
+            return
+        if reload.answer is not None:
+            self._finish(reload, reload.answer)
+            return
         lines = [str(problem) for problem in problems]
-        self._finish(reload, {"ok": False, "error": "refused", "file": str(self._file or "built-in defaults"), "problems": lines})
+        document = {"ok": False, "error": "refused", "file": str(self._file or "built-in defaults"), "problems": lines}
+        parts = self._parts
+        steps: list[Callback] = [parts.molds.discard, parts.exporters.discard]
+        steps += [each.close for several in reload.opened.values() for each in several]
+        if reload.metrics is not None and reload.metrics is not parts.exporters.listener:
+            steps.append(reload.metrics.close)
+        steps += [partial(self._refused, reload, lines), partial(self._finish, reload, document)]
+        self._parts.loop.each(steps)
+
+    def _refused(self, reload: Reload, lines: list[str]) -> None:
+        if not reload.dry:
+            self._parts.counters.cells[RELOAD_SUCCESSFUL] = 0
+            self._count(ReloadResult.REFUSED)
+        for line in lines:
+            log.error("reload_refused", reason=line)
 
     def _finish(self, reload: Reload, document: dict[str, Any]) -> None:
+        """Let the next one begin, and tell whoever has to know."""
         self._running = None
-        reload.told(document)
+        again, self._again = self._again and not self.stopping, False
+        steps: list[Callback] = [partial(reload.told, document)]
+        if reload.deadline is not None:
+            steps.append(reload.deadline.cancel)
         if not reload.dry:
-            self.on_end()
-        if self._again and not self.stopping:
-            self._again = False
-            self._begin(lambda document: None, dry=False)
+            steps.append(self.on_end)
+        self._parts.loop.each([*steps, partial(self.on_finished, again)])
 
     def stop(self) -> None:
         """Refuse what runs and begin nothing any more."""

@@ -8,9 +8,6 @@ import faulthandler
 import signal
 import socket
 
-# How long the program that an upgrade puts in this one's place may take until its loop turns.
-UPGRADE_SECONDS = 20
-
 # Left as they are: with faulthandler the first group says where it happened, and the second is a shell's business.
 FATAL = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS, signal.SIGTRAP, signal.SIGABRT}
 JOB_CONTROL = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCONT}
@@ -31,7 +28,7 @@ class Inbox:
 
         A handler, not SIG_IGN, for those that mean nothing: an ignored signal would stay ignored in programs that children start.
         """
-        # The program before has left one running where an upgrade has put this one in its place.
+        # Whoever this process was before may have left one running.
         signal.alarm(0)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in signal.valid_signals():
@@ -45,22 +42,17 @@ class Inbox:
         faulthandler.enable(2)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
-    def hold(self) -> None:
-        """Keep every signal for the program that comes after this one, those that were noted already too.
+    def hold(self, *more: int) -> None:
+        """Keep every signal for the program that comes after this one, those that were noted already too, and `more`.
 
-        What is blocked stays pending across execve(2). SIGALRM is not, and has its default: should that program hang before its
-        loop turns, it is ended.
+        What is blocked stays pending across execve(2), where what would end that program while it is loaded is pending too.
         """
-        signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals() - {signal.SIGALRM})
-        for number in self.take():
+        signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+        for number in (*self.take(), *more):
             signal.raise_signal(number)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(UPGRADE_SECONDS)
 
     def release(self) -> None:
-        """Take signals again, because there is no program after this one."""
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, self._note)
+        """Take signals again, because there is no program after this one; again changes nothing."""
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def _note(self, signum: int, frame: object) -> None:

@@ -106,6 +106,11 @@ class Launcher:
         """Start a trial, which sees the master's own environment, and return its pid. Raises OSError."""
         return self._start(module, {"file": file}, self.environ, fds, self.streams.own)
 
+    def guard(self, config: Config, **fds: int) -> int:
+        """Start the guard of an upgrade and return its pid. Raises OSError."""
+        document = {"log_format": config.log.format, "log_level": config.log.level, "log_journal": log.journal}
+        return self._start("poold.master.guard", document, self.environ, fds, self.streams.own)
+
     def _start(
         self,
         module: str,

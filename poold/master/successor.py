@@ -1,12 +1,13 @@
 """The first steps of the program that an upgrade has put in the old one's place.
 
 The process, its pid, its children and the descriptors that the state document names are the same; signals are blocked and kept, and
-an alarm is set that ends this process should it not come as far as its loop. Whatever goes wrong here ends it with a reason on
+a guard (`poold.master.guard`) ends this process should it not come as far as its loop. Whatever goes wrong here ends it with a reason on
 standard error: its parent starts it anew, and its children end with it.
 """
 
 import os
 import sys
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from poold import sandbox, systemd
@@ -16,6 +17,7 @@ from poold.master import state
 from poold.master.current import Current
 from poold.master.main import Master
 from poold.master.signals import Inbox
+from poold.master.spawn import Launcher
 from poold.master.state import StateDocument
 from poold.settings import config
 from poold.settings.config import People
@@ -23,17 +25,19 @@ from poold.title import set_title
 
 
 def main() -> None:
-    """Take over, and be the master."""
+    """Take over, and be the master. Does not return."""
     sandbox.hide()
     # First of all: what is inheritable for the exec's sake must not be for any child's.
     systemd.inherit_nothing()
     set_title("master")
     fds = {name: int(number) for name, _, number in (argument.partition("=") for argument in sys.argv[1:])}
-    environ = dict(os.environ)
+    origin = dict(os.environ)
+    # Whatever is raised before it is known how to tell, the program's first lines tell (`poold.master.program`).
+    found, guard = _read(fds["state"]), fds.get("guard")
+    log.configure(format=found.settings["log"]["format"], level=found.settings["log"]["level"])
     try:
-        found = _read(fds["state"])
-        close_others(found)
-        code = _master(found, environ).run()
+        close_others(found, guard)
+        code = build(found, environ=os.environ, origin=origin, guard=guard).run()
     except Exception as error:  # there is nobody above who could do anything about it
         problems = error.problems if isinstance(error, ConfigError) else [error]
         log.error("upgrade_failed", reason="; ".join(map(str, problems)), traceback=trace(error))
@@ -47,9 +51,9 @@ def _read(fd: int) -> StateDocument:
         return state.read(file.read())
 
 
-def close_others(found: StateDocument) -> None:
-    """Close every descriptor that the document does not name: nothing is carried on that nobody knows of."""
-    known = found.descriptors()
+def close_others(found: StateDocument, guard: int | None) -> None:
+    """Close every descriptor that the document does not name, but the guard's: nothing is carried on that nobody knows of."""
+    known = found.descriptors() | {guard}
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2 and int(name) not in known:
             try:
@@ -59,16 +63,24 @@ def close_others(found: StateDocument) -> None:
                 continue
 
 
-def _master(found: StateDocument, environ: dict[str, str]) -> Master:
-    settings = config.of_document(found.settings)
-    log.configure(format=settings.log.format, level=settings.log.level)
+def build(
+    found: StateDocument,
+    *,
+    environ: MutableMapping[str, str],
+    origin: Mapping[str, str],
+    guard: int | None = None,
+    launcher: type[Launcher] = Launcher,
+) -> Master:
+    """Return the master that goes on from a document with the settings in it; the rest is as for `Master`. Raises ConfigError."""
     return Master(
-        Current(settings, People(**found.people), found.generation + 1, found.warnings),
+        Current(config.of_document(found.settings), People(**found.people), found.generation + 1, found.warnings),
         inbox=Inbox(),
         passed=[(each.name, each.fd) for each in found.passed],
         file=Path(found.file) if found.file is not None else None,
         control=found.control.path,
-        environ=os.environ,
-        origin=environ,
+        environ=environ,
+        origin=origin,
         inherited=found,
+        guard=guard,
+        launcher=launcher,
     )

@@ -38,9 +38,9 @@ def adopt(parts: Parts, state: StateDocument, *, passed: Passed, verbs: Mapping[
     tally.resume(parts.counters, state.tally)
     parts.loop.errors = parts.counters.cells[LOOP_ERRORS]
     _listen(parts, state, passed)
-    parts.control = Control(loop=parts.loop, opened=_opened("control", state.control, passed), verbs=verbs)
+    parts.control = Control(loop=parts.loop, opened=_control(state.control, passed), verbs=verbs)
     if state.metrics is not None:
-        parts.exporters.listener = _opened("metrics", state.metrics, passed)
+        parts.exporters.listener = _metrics(state.metrics, passed, parts.current.config)
     for part in state.children:
         _child(parts, part)
     parts.table.settle_slots()
@@ -48,8 +48,10 @@ def adopt(parts: Parts, state: StateDocument, *, passed: Passed, verbs: Mapping[
     _start(parts, state.mold.pid if state.mold is not None and state.mold.version == __version__ else 0)
     parts.reaper.reconcile()
     for fd in state.lingering:
-        parts.linger.inherit(Wire(fileno=fd))
-    return None if state.requester is None else parts.control.inherit(socket.socket(fileno=state.requester), "upgrade")
+        refused = _connection(fd)
+        if refused is not None:
+            parts.linger.inherit(refused)
+    return _requester(parts.control, state.requester)
 
 
 def _listen(parts: Parts, state: StateDocument, passed: Passed) -> None:
@@ -66,6 +68,45 @@ def _listen(parts: Parts, state: StateDocument, passed: Passed) -> None:
             opened = sockets.open_listener(listener, passed)
         for each in opened:
             parts.listeners.inherit(each, listener, leaving=part.leaving, seconds=max(config.timeouts.drain, EMPTY_SECONDS))
+
+
+def _control(part: SocketPart, passed: Passed) -> Opened:
+    try:
+        return _opened("control", part, passed)
+    except ConfigError as error:
+        log.error("listener_lost", listener="control", reason=str(error.problems[0]))
+        return sockets.open_control(part.path, patience=0)
+
+
+def _metrics(part: SocketPart, passed: Passed, config: Config) -> Opened | None:
+    try:
+        return _opened("metrics", part, passed)
+    except ConfigError as error:
+        log.error("listener_lost", listener="metrics", reason=str(error.problems[0]))
+    try:
+        return sockets.open_metrics(config.metrics.listen) if config.metrics.listen is not None else None
+    except ConfigError as error:
+        # No session is ended for the want of metrics; the next reload opens them.
+        log.error("listener_lost", listener="metrics", reason=str(error.problems[0]))
+        return None
+
+
+def _requester(control: Control, fd: int | None) -> Reply | None:
+    asking = _connection(fd) if fd is not None else None
+    return control.inherit(socket.socket(fileno=asking.detach()), "upgrade") if asking is not None else None
+
+
+def _connection(fd: int) -> Wire | None:
+    """Return a client's connection, None where the descriptor is none: then there is nobody who waits for anything."""
+    try:
+        connection = Wire(fileno=fd)
+        if connection.type != socket.SOCK_STREAM or connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            connection.detach()
+            raise OSError("it is not one")
+    except OSError as error:
+        log.error("channel_lost", kind="client", error=str(error))
+        return None
+    return connection
 
 
 def _former(part: ListenerPart, config: Config) -> Listener:

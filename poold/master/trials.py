@@ -1,7 +1,8 @@
 """Trials: a process of its own finds out whether something would do, and the master reads its verdict.
 
 A trial may hang in a name service or die of what it tries: neither reaches the master. Its verdict is JSON in a memory file; one
-that has `problems` says no, and so does a trial that does not exit with 0.
+that has `problems` says no, and so does a trial that does not exit with 0. Whoever began a trial is told of its end whatever happens
+on the way, an error of poold's own included.
 """
 
 import json
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from poold.errors import Problem
+from poold.errors import OWN_FAULT, Problem
 from poold.master.births import Exit
 from poold.master.children import Child
 from poold.master.parts import Parts
@@ -34,44 +35,65 @@ class Trials:
         self._running: dict[Child, tuple[int, Judged]] = {}
 
     def begin(self, launch: Callable[[int], int], judged: Judged) -> None:
-        """Start a trial by `launch`, which takes a descriptor for the verdict and returns a pid. Raises OSError."""
+        """Start a trial by `launch`, which takes a descriptor for the verdict and returns a pid.
+
+        Whatever is raised (OSError is what can be expected), there is no trial.
+        """
+        parts = self._parts
+        for lost in [each for each in self._running if parts.table.by_pid(each.pid) is not each]:
+            os.close(self._running.pop(lost)[0])
+        verdict = memory_file("verdict")
+        try:
+            child = self.start(lambda: launch(verdict))
+            self._running[child] = (verdict, judged)
+        except BaseException:
+            os.close(verdict)
+            raise
+        parts.ladder.within(child, TRIAL_SECONDS, partial(parts.ladder.expel, child, Failure.TIMEOUT))
+
+    def start(self, launch: Callable[[], int]) -> Child:
+        """Start a process of this kind by `launch`, which returns a pid. Whatever is raised, there is none."""
         parts = self._parts
         child = parts.table.claim(Kind.TRIAL, generation=parts.current.generation, now=parts.loop.clock())
-        verdict = -1
         try:
-            verdict = memory_file("verdict")
-            pid = launch(verdict)
-        except OSError:
-            parts.table.remove(child)
-            if verdict >= 0:
-                os.close(verdict)
+            parts.table.born(child, launch())
+            parts.counters.cells[SPAWNED[Kind.TRIAL]] += 1
+            child.ready = True
+            parts.table.move(child, State.SERVING)
+        except BaseException:
+            if child.pid:
+                parts.ladder.expel(child, None)
+            else:
+                parts.table.remove(child)
             raise
-        self._running[child] = (verdict, judged)
-        child.ready = True
-        parts.table.born(child, pid)
-        parts.table.move(child, State.SERVING)
-        parts.counters.cells[SPAWNED[Kind.TRIAL]] += 1
-        parts.ladder.within(child, TRIAL_SECONDS, partial(parts.ladder.expel, child, Failure.TIMEOUT))
+        return child
 
     def exited(self, child: Child, exit: Exit) -> None:
         """Read the verdict of a trial that has ended, and tell it."""
         if child not in self._running:
-            # Begun by the program that was here before an upgrade.
+            # Begun by the program that was here before an upgrade, or one that gives no verdict.
             return
         fd, judged = self._running.pop(child)
+        fault: Exception | None = None
         try:
             verdict, problems = _verdict(fd, child, exit)
+        except Exception as error:
+            fault, verdict, problems = error, {}, [OWN_FAULT]
         finally:
             os.close(fd)
         judged(verdict, problems)
+        if fault is not None:
+            self._parts.loop.note_error(fault)
 
 
 def _verdict(fd: int, child: Child, exit: Exit) -> tuple[dict[str, Any], list[Problem]]:
     if exit.status != 0:
         reason = f"took longer than {TRIAL_SECONDS:g} s" if child.failure is Failure.TIMEOUT else f"ended with status {exit.status}"
         return {}, [Problem("", f"the trial {reason}; what it said is in the log")]
+    # As much as there is: os.pread takes memory for as much as it is asked for.
+    text = os.pread(fd, min(os.fstat(fd).st_size, VERDICT_MAX), 0)
     try:
-        verdict = json.loads(os.pread(fd, VERDICT_MAX, 0))
+        verdict = json.loads(text)
         return verdict, [Problem(problem["key"], problem["message"], problem["line"]) for problem in verdict.get("problems", ())]
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         # An upgrade's is written by other code; and whoever asked must hear of an end.

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from poold.errors import ConfigError, Problem
+from poold.errors import ConfigError, Problem, refusal
 from poold.settings import config as plain
 from poold.settings import file as source_file
 from poold.settings import people, preflight, toml
@@ -23,7 +23,7 @@ from poold.settings.toml import effective
 # Each is a line of the log: nobody reads more.
 PROBLEMS_MAX = 100
 
-__all__ = ["Loaded", "check", "effective", "load", "prepare", "read", "refusal", "resolve", "verdict"]
+__all__ = ["Loaded", "check", "effective", "load", "prepare", "read", "resolve", "verdict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,6 @@ def verdict(data: bytes, file: Path | None, *, environ: Mapping[str, str]) -> di
         return refusal([Problem("server.user", str(error))])
     warnings = [*(source_file.cautions(file) if file is not None else ()), *preflight.cautions(config)]
     return {"settings": plain.document(settled(resolved)), "people": asdict(found), "warnings": warnings}
-
-
-def refusal(problems: list[Problem]) -> dict[str, Any]:
-    """Return the verdict that says no."""
-    return {"problems": [{"key": problem.key, "message": problem.message, "line": problem.line} for problem in problems]}
 
 
 def load(data: bytes, file: Path | None) -> Config:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support import eventually
 from tests.systemd.unit import Unit
+from tests.upgradekit import in_the_successor
 
 Take = Callable[..., Unit]
 ROOT = Path(__file__).parent.parent.parent
@@ -77,8 +78,7 @@ def test_a_new_program_that_dies(unit: Take) -> None:
     master = pool.master
     eventually(lambda: int(pool.show("NFileDescriptorStore")) >= 1, "the listener is stored")
     takeover = code / "master" / "takeover.py"
-    # It can be imported, which is all that a trial sees of it.
-    takeover.write_text(takeover.read_text() + "\n\ndef adopt(*_, **__):\n    import os\n    os._exit(3)\n")
+    takeover.write_text(takeover.read_text() + "\n\n" + in_the_successor("def adopt(*_, **__): os._exit(3)", indent=""))
     with pool.connect() as session:
         session.ask("pid")
         assert pool.machine.try_("poold", "upgrade", "--socket", f"{pool.folder}/control.sock").returncode != 0

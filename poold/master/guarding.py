@@ -1,0 +1,58 @@
+"""The master's end of an upgrade's guard (`poold.master.guard`): starts it, gives it the word, lets it go."""
+
+import socket
+from collections.abc import Callable
+
+from poold.master.children import Child
+from poold.master.guard import READY, WATCH
+from poold.master.parts import Parts
+from poold.master.trials import Trials
+
+# Told that the guard is ready, or why there is none.
+Ready = Callable[[str | None], object]
+
+
+class Guard:
+    """A guard that runs. It belongs to the trials in the table: it is there for the sake of one upgrade."""
+
+    def __init__(self, parts: Parts, trials: Trials, ready: Ready) -> None:
+        """Start it. Raises OSError."""
+        self._parts = parts
+        self._ready = ready
+        self._child: Child | None = None
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel.setblocking(False)
+        try:
+            with theirs:
+                parts.loop.watch(self._channel, self._read)
+                self._child = trials.start(lambda: parts.launcher.guard(parts.current.config, channel=theirs.fileno()))
+        except BaseException:
+            self.dismiss()
+            raise
+
+    def _read(self) -> None:
+        try:
+            said = self._channel.recv(len(READY))
+        except BlockingIOError:
+            return
+        except OSError:
+            # It ended with words unread.
+            said = b""
+        if said == READY:
+            self._ready(None)
+            return
+        self._parts.loop.forget(self._channel)
+        self._ready("the guard of the upgrade has ended; what it said is in the log")
+
+    def watch(self) -> int:
+        """Have it watch from now on, and return the descriptor that the new program closes when its loop turns. Raises OSError."""
+        self._channel.send(WATCH, socket.MSG_NOSIGNAL)
+        return self._channel.fileno()
+
+    def dismiss(self) -> None:
+        """Let it go; again does no harm."""
+        self._parts.loop.forget(self._channel)
+        self._channel.close()
+        child, self._child = self._child, None
+        if child is not None and not child.leaving and not child.exiting:
+            self._parts.ladder.retire(child)

@@ -1,0 +1,115 @@
+"""What is installed: whether it is as it was installed, whether it can be loaded, and which files it is. For the trial of an upgrade.
+
+    damaged     by what the installer has written down, where it has (`record`)
+    incomplete  by what the modules say themselves, where it has not
+    load        every one of the modules, `modules`
+    …_files     what the new program consists of, for `poold.master.footprint`
+
+Standard library only, and it must be importable when the rest of the package is not.
+"""
+
+import base64
+import hashlib
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Iterable, Iterator
+from importlib.metadata import Distribution, distributions
+
+from poold.errors import Problem
+from poold.log import log, trace
+from poold.master import footprint, names
+from poold.master.footprint import File
+from poold.master.spawn import HOME
+
+PACKAGE = os.path.join(HOME, "poold")
+# Not a process of poold's: its modules may need what is not installed.
+OPTIONAL = "handlers"
+
+
+def record() -> Distribution | None:
+    """Return the distribution that has installed this package's own files and written down what they are (PEP 376, RECORD).
+
+    An installation that can be edited, a source checkout and some packages of distributions have none.
+    """
+    for distribution in distributions(name="poold", path=[HOME]):
+        if distribution.read_text("RECORD") and any(file.parts[0] == "poold" for file in distribution.files or ()):
+            return distribution
+    return None
+
+
+def damaged(recorded: Distribution) -> Iterator[Problem]:
+    """Yield what is not as it was installed, by size and checksum (PEP 427); what has none (compiled bytecode) is not looked at."""
+    for file in recorded.files or ():
+        if file.parts[0] != "poold" or file.hash is None:
+            continue
+        path = os.path.join(HOME, file)
+        try:
+            with open(path, "rb") as opened:
+                data = opened.read()
+        except OSError as error:
+            yield Problem("", f"{path} cannot be read: {error.strerror}; install poold anew")
+            continue
+        found = base64.urlsafe_b64encode(hashlib.new(file.hash.mode, data).digest()).rstrip(b"=").decode()
+        if found != file.hash.value or len(data) != (len(data) if file.size is None else file.size):
+            yield Problem("", f"{path} is not as it was installed; install poold anew")
+
+
+def incomplete(loaded: Iterable[str]) -> Iterator[Problem]:
+    """Yield what these modules use and nobody defines: for where nothing is written down about their files."""
+    for name in loaded:
+        for missing in names.undefined(name):
+            yield Problem("", f"{name} uses {missing}, which is nowhere; install poold anew")
+
+
+def modules() -> Iterator[str]:
+    """Yield the names of all modules that a process of poold's consists of.
+
+    Some of them are never loaded together elsewhere, for their weight; a trial ends.
+    """
+    for package in pkgutil.iter_modules([PACKAGE], "poold."):
+        if package.ispkg and package.name != f"poold.{OPTIONAL}":
+            yield package.name
+            folder = os.path.join(PACKAGE, package.name.rpartition(".")[2])
+            yield from (module.name for module in pkgutil.iter_modules([folder], f"{package.name}."))
+
+
+def load(modules: Iterable[str]) -> Iterator[Problem]:
+    """Import these modules, and yield those that cannot be."""
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            log.error("upgrade_load_failed", module=name, traceback=trace(error))
+            yield Problem("", f"{name} cannot be loaded: {type(error).__name__}: {error}")
+
+
+def own_files() -> Iterator[File]:
+    """Yield the package's source files, whether they are loaded or not."""
+    for folder, folders, files in os.walk(PACKAGE):
+        folders.sort()
+        for name in sorted(files):
+            if name.endswith(".py"):
+                yield footprint.look(os.path.join(folder, name))
+
+
+def other_files() -> Iterator[File]:
+    """Yield the files besides the package's own of which this process consists by now: interpreter, modules, shared libraries."""
+    places = {sys.executable}
+    for module in list(sys.modules.values()):
+        origin = getattr(getattr(module, "__spec__", None), "origin", None)
+        if isinstance(origin, str) and os.path.isabs(origin) and not origin.startswith(PACKAGE + os.sep):
+            places.add(origin)
+    # proc_pid_maps(5): what is mapped to be executed, with its path at the end of the line.
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        for line in maps:
+            fields = line.rstrip("\n").split(None, 5)
+            if len(fields) == 6 and "x" in fields[1] and fields[5].startswith("/"):
+                places.add(fields[5])
+    for place in sorted(places):
+        try:
+            yield footprint.look(place)
+        except OSError:
+            # Loaded from an archive, or removed since: there is nothing that could be looked at again.
+            continue
