@@ -159,7 +159,7 @@ def test_every_step_of_a_reload(faulty: Faulty, slice_: int) -> None:
     assert len(steps) > 80
     faulty.rewrite(moved=False)
     faulty.settled()
-    eventually(lambda: faulty.facts()[1] == ["exporter", "mold", "worker"])
+    eventually(lambda: faulty.facts()[1] == ["exporter", "logger", "mold", "worker"])
     before = faulty.facts()
     for number, name in enumerate(steps):
         if number % SLICES != slice_:
