@@ -21,7 +21,7 @@ from poold.errors import Problem
 from poold.log import log, trace
 from poold.master import footprint, names
 from poold.master.footprint import File
-from poold.master.spawn import HOME
+from poold.master.spawn import HOME, PROGRAMS
 
 PACKAGE = os.path.join(HOME, "poold")
 # Not a process of poold's: its modules may need what is not installed.
@@ -61,6 +61,8 @@ def incomplete(loaded: Iterable[str]) -> Iterator[Problem]:
     for name in loaded:
         for missing in names.undefined(name):
             yield Problem("", f"{name} uses {missing}, which is nowhere; install poold anew")
+        if name in PROGRAMS and not hasattr(sys.modules[name], "main"):
+            yield Problem("", f"{name} is a program without a main, which is nowhere; install poold anew")
 
 
 def modules() -> Iterator[str]:

@@ -8,10 +8,8 @@ from typing import NoReturn
 
 from poold.errors import ExitCode
 from poold.log import log
-from poold.master.spawn import HOME, memory_file
+from poold.master.spawn import HOME, SUCCESSOR, memory_file
 from poold.settings.config import LogFormat
-
-MODULE = "poold.master.successor"
 
 # The first lines of the next program. They are the old one's and need nothing of poold, because they must be able to say so when nothing
 # of the new one can be loaded: with the standard library, in the shape that `poold.log` gives to lines.
@@ -48,7 +46,7 @@ def replace(document: bytes, fds: Iterable[int], environ: Mapping[str, str], *, 
     given = {"state": state, "guard": guard}
     inherited = [*given.values(), *fds]
     head = '"<3>"' if log.journal else "now"
-    program = PROGRAM.format(module=MODULE, as_json=log_format is LogFormat.JSON, head=head, code=int(ExitCode.INTERNAL))
+    program = PROGRAM.format(module=SUCCESSOR, as_json=log_format is LogFormat.JSON, head=head, code=int(ExitCode.INTERNAL))
     arguments = [sys.executable, "-P", "-c", program, HOME, *(f"{name}={fd}" for name, fd in given.items())]
     try:
         for fd in inherited:

@@ -21,6 +21,7 @@ from poold import sandbox, stream
 from poold.errors import Problem, refusal
 from poold.log import log
 from poold.master import footprint, installation
+from poold.master.spawn import SUCCESSOR
 from poold.title import set_title
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from poold.settings.config import Config
 
 DOCUMENT_MAX = 256 << 20
-SUCCESSOR = "poold.master.successor"
 
 
 def main() -> None:

@@ -32,6 +32,10 @@ KEPT = ("PATH", "HOME", "LANG", "TZ", "USER", "LOGNAME", "SHELL")
 MOLD_VARIABLES = {"LD_BIND_NOW": "1"}
 # Of these, an interpreter gets that is to read nothing of any user's: the master's own, less what belongs to a person.
 ISOLATED = ("PATH", "PYTHONPATH", "LANG", "TZ")
+# The programs of poold's: of each of these modules, an interpreter runs `main`.
+EXPORTER, GUARD, LOGGER, MOLD = "poold.exporter.main", "poold.master.guard", "poold.logger.main", "poold.mold.main"
+TRIAL, REHEARSAL, SUCCESSOR = "poold.settings.trial", "poold.master.rehearsal", "poold.master.successor"
+PROGRAMS = (EXPORTER, GUARD, LOGGER, MOLD, TRIAL, REHEARSAL, SUCCESSOR)
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # `-P` keeps the working directory out of sys.path. `-c` and not `-m`, which would load runpy and what it needs. The package is this
@@ -65,7 +69,7 @@ class Launcher:
     def exporter(self, current: Current, **fds: int) -> int:
         """Start an exporter and return its pid. Raises OSError."""
         document = {**self._helper(current), "identity": current.people.helper}
-        return self._start("poold.exporter.main", document, isolated(self.environ), fds, self.streams.output)
+        return self._start(EXPORTER, document, isolated(self.environ), fds, self.streams.output)
 
     def logger(self, current: Current, **fds: int) -> int:
         """Start a logger and return its pid. Raises OSError.
@@ -73,7 +77,7 @@ class Launcher:
         It changes its user itself: before its first line nobody of that user, whom sessions may run as too, is to take the log from it.
         """
         document = {**self._helper(current), "becomes": current.people.helper}
-        return self._start("poold.logger.main", document, isolated(self.environ), fds, self.streams.real, isolate=True)
+        return self._start(LOGGER, document, isolated(self.environ), fds, self.streams.real, isolate=True)
 
     def _helper(self, current: Current) -> dict[str, Any]:
         config = current.config
@@ -100,16 +104,16 @@ class Launcher:
         """Start a mold and return its pid. Raises OSError."""
         # A recipe of an older version has its variables nowhere else.
         variables = recipe.document.get("variables", recipe.environment)
-        return self._start("poold.mold.main", recipe.document, MOLD_VARIABLES | variables, fds, self.streams.output)
+        return self._start(MOLD, recipe.document, MOLD_VARIABLES | variables, fds, self.streams.output)
 
-    def trial(self, file: str | None, *, module: str = "poold.settings.trial", **fds: int) -> int:
+    def trial(self, file: str | None, *, module: str = TRIAL, **fds: int) -> int:
         """Start a trial, which sees the master's own environment, and return its pid. Raises OSError."""
         return self._start(module, {"file": file}, self.environ, fds, self.streams.own)
 
     def guard(self, config: Config, **fds: int) -> int:
         """Start the guard of an upgrade and return its pid. Raises OSError."""
         document = {"log_format": config.log.format, "log_level": config.log.level, "log_journal": log.journal}
-        return self._start("poold.master.guard", document, self.environ, fds, self.streams.own)
+        return self._start(GUARD, document, self.environ, fds, self.streams.own)
 
     def _start(
         self,

@@ -27,7 +27,7 @@ from poold.master.guarding import Guard
 from poold.master.parts import Parts
 from poold.master.signals import Inbox
 from poold.master.snapshot import Origin
-from poold.master.spawn import Recipe, memory_file
+from poold.master.spawn import REHEARSAL, Recipe, memory_file
 from poold.master.state import MoldPart
 from poold.master.trials import Trials
 from poold.scoreboard import UPGRADES
@@ -38,7 +38,6 @@ from poold.words import UpgradeResult
 QUIET_SECONDS = 2.0
 # How much later than its own deadline the word of a trial or a mold may come.
 GRACE_SECONDS = 10.0
-TRIAL = "poold.master.rehearsal"
 
 # Told how an upgrade ended: a document for who asked.
 Told = Callable[[dict[str, Any]], object]
@@ -165,7 +164,7 @@ class Upgrades:
             fds["text"] = memory_file("text", text)
             fds["state"] = memory_file("state", document)
             launcher = self._parts.launcher
-            self._trials.begin(lambda result: launcher.trial(file, module=TRIAL, result=result, **fds), partial(self._judged, upgrade))
+            self._trials.begin(lambda result: launcher.trial(file, module=REHEARSAL, result=result, **fds), partial(self._judged, upgrade))
         except OSError as error:
             raise ConfigError([Problem("", f"the new program cannot be tried: {error.strerror}")]) from error
         finally:
