@@ -129,7 +129,8 @@ class Reaper:
                 os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 log.error("exit_status_lost", kind=child.kind, pid=child.pid)
-                self._hear_out(child)
+                if not child.exiting:
+                    self._hear_out(child)
                 self._settle(child, Exit(child.pid, None, None))
 
     def _settle(self, child: Child, exit: Exit) -> None:
@@ -137,7 +138,8 @@ class Reaper:
 
         Whatever is raised, it is not signalled any more, has no row, and its keeper knows.
         """
-        steps: list[Callback] = [partial(self._ladder.relax, child), partial(self._conclude, child, exit), partial(self._remove, child)]
+        steps: list[Callback] = [partial(self._ladder.relax, child), partial(self._conclude, child, exit)]
+        steps += [partial(self._activities.close, child), partial(self._remove, child)]
         if child.kind in self.on_exit:
             steps.append(partial(self.on_exit[child.kind], child, exit))
         self._loop.each(steps)
@@ -157,7 +159,6 @@ class Reaper:
         if child.kind is Kind.WORKER:
             gone = exit.status is not None and exit.status > 0 and self._activities.read(child).client_gone
             cause = self._handover.settle(child, status=exit.status, client_gone=gone)
-        self._activities.close(child)
         failure = failure_of(child, status=exit.status, cause=cause)
         cells = self._counters.cells
         if exit.usage is not None:
