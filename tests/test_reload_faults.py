@@ -7,6 +7,8 @@ import json
 import os
 import resource
 import socket
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.faultkit import forgive
-from tests.support import Client, Daemon, eventually, open_files
+from tests.support import DEADLINE, Client, Daemon, eventually, open_files
 from tests.upgradekit import Poold, install, mend, path_of, upgraded
 
 # Appended to `poold.master.main` of the copy, which has loaded all the others by then. What is raised is none of the expected kinds.
@@ -125,12 +127,17 @@ class Faulty:
         """Wait for a reload that is applied: the one before, which nobody may have been told the end of, has ended."""
         return eventually(lambda: (found := self.asked("reload")).get("ok") and found, "another reload is applied")
 
-    def facts(self) -> tuple[object, ...]:
-        """Return what must be as it was: descriptors, children, and that clients are served."""
-        with self.daemon.connect() as client:
-            assert client.ask("echo served") == "served"
-        kinds = sorted(row["kind"] for row in self.daemon.children())
-        return len(open_files(self.daemon.master)), kinds
+    def facts(self) -> list[str]:
+        """Return what must be as it was when nobody is there: children with their states, and the kinds of the master's descriptors."""
+        children = [f"{row['kind']} {row['state']}" for row in self.daemon.children()]
+        files = [name.partition(":[")[0] for name in open_files(self.daemon.master).values()]
+        return sorted(children) + sorted(files)
+
+    def is_as(self, before: list[str], name: str) -> None:
+        """Wait until the facts are as they were; `name` is where an error was raised, for whoever reads what is different."""
+        end = time.monotonic() + DEADLINE
+        eventually(lambda: not different(self.facts(), before) or time.monotonic() > end, seconds=2 * DEADLINE)
+        assert (name, different(self.facts(), before)) == (name, [])
 
     def close(self) -> None:
         """Stop it; its errors were wanted."""
@@ -147,6 +154,12 @@ def faulty(poold: Poold, tmp_path: Path) -> Iterator[Faulty]:
     daemon.close()
 
 
+def different(now: list[str], before: list[str]) -> list[str]:
+    """Return what is more or less than before, with a sign."""
+    more, less = Counter(now), Counter(before)
+    return [f"+{each}" for each in (more - less).elements()] + [f"-{each}" for each in (less - more).elements()]
+
+
 # Each slice has every sixteenth step. The suite takes two of them; with EVERY_STEP=1 in the environment all are taken, for half an hour.
 SLICES = 16
 TAKEN = range(SLICES) if "EVERY_STEP" in os.environ else (0, 7)
@@ -161,8 +174,8 @@ def test_every_step_of_a_reload(faulty: Faulty, slice_: int) -> None:
     assert len(steps) > 80
     faulty.rewrite(moved=False)
     faulty.settled()
-    eventually(lambda: faulty.facts()[1] == ["exporter", "logger", "mold", "worker"])
-    before = faulty.facts()
+    settled = ["exporter serving", "logger serving", "mold serving", "worker spare"]
+    before = eventually(lambda: (found := faulty.facts())[:4] == settled and not found[4].startswith("worker") and found)
     for number, name in enumerate(steps):
         if number % SLICES != slice_:
             continue
@@ -172,7 +185,9 @@ def test_every_step_of_a_reload(faulty: Faulty, slice_: int) -> None:
         faulty.armed.unlink(missing_ok=True)
         faulty.rewrite(moved=False)
         faulty.settled()
-    eventually(lambda: faulty.facts() == before, f"everything as it was: {before}")
+        faulty.is_as(before, name)
+    with faulty.daemon.connect() as client:
+        assert client.ask("echo served") == "served"
 
 
 @pytest.mark.parametrize("slice_", TAKEN)
