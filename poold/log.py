@@ -221,9 +221,11 @@ class Log:
 
 
 def trace(error: BaseException) -> str:
-    """Return an error's traceback as text."""
-    import traceback  # only who has an error to tell pays for it
-
+    """Return an error's traceback as text; the error alone where this process may not read the standard library (another user's)."""
+    try:
+        import traceback  # only who has an error to tell pays for it
+    except ImportError:
+        return f"{type(error).__name__}: {error}"
     return "".join(traceback.format_exception(error))
 
 

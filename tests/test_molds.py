@@ -20,6 +20,7 @@ from poold.master.children import Child
 from poold.master.mold import FAILURES_MAX, FAILURES_SECONDS, Mold, Streak
 from poold.words import Kind
 from tests.faultkit import mold_of, needs_root, pids_limit, titled
+from tests.pythonkit import shared_python
 from tests.support import Daemon, eventually
 from tests.wirekit import gone
 
@@ -64,21 +65,24 @@ def served(daemon: Daemon, words: str = "echo hello", answer: str = "hello") -> 
 @pytest.mark.parametrize(("limit", "error"), [("NOFILE 3", "EMFILE"), ("NPROC 0", "EAGAIN")])
 def test_session_that_limits_its_mold(poold: Poold, folder: Path, limit: str, error: str) -> None:
     """A session takes from its mold what a clone needs: who comes then is served by a substitute, and nobody has failed."""
-    daemon = poold(options=vandal(folder, **{"server.user": "nobody"})).start()
-    mold = mold_of(daemon)
-    with daemon.connect() as bystander:
-        assert bystander.ask(f"limit {mold} {limit}") == "ok"
+    with shared_python() as python:
+        daemon = poold(options=vandal(folder, **{"server.user": "nobody"}))
+        daemon.python = python
+        daemon.start()
+        mold = mold_of(daemon)
+        with daemon.connect() as bystander:
+            assert bystander.ask(f"limit {mold} {limit}") == "ok"
+            served(daemon)
+            assert bystander.ask("echo still here") == "still here"
+        eventually(lambda: gone(mold), "the old mold has left")
+        assert daemon.event("mold_failing", pid=mold)["failures"] >= FAILURES_MAX
+        assert daemon.event("mold_replaced")["by"] == mold_of(daemon)
+        metrics = daemon.metrics()
+        assert metrics.total("poold_mold_starts_total") == 2
+        assert metrics.total("poold_children_failed_total") == 0
+        assert metrics.total("poold_fork_failures_total", errno=error) >= FAILURES_MAX
+        assert metrics.total("poold_sessions_ended_total", cause="timeout_startup") == 0
         served(daemon)
-        assert bystander.ask("echo still here") == "still here"
-    eventually(lambda: gone(mold), "the old mold has left")
-    assert daemon.event("mold_failing", pid=mold)["failures"] >= FAILURES_MAX
-    assert daemon.event("mold_replaced")["by"] == mold_of(daemon)
-    metrics = daemon.metrics()
-    assert metrics.total("poold_mold_starts_total") == 2
-    assert metrics.total("poold_children_failed_total") == 0
-    assert metrics.total("poold_fork_failures_total", errno=error) >= FAILURES_MAX
-    assert metrics.total("poold_sessions_ended_total", cause="timeout_startup") == 0
-    served(daemon)
 
 
 def test_clones_that_die_at_once(poold: Poold, folder: Path) -> None:
