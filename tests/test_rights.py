@@ -3,7 +3,9 @@
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 import poold as package
 from tests.faultkit import mold_of, needs_root
+from tests.pythonkit import shared_python
 from tests.rights import CHILDREN, CLAIMS, DESCRIPTORS, MAPPINGS, Holder, Process, Thing, broken_rights, look, table
 from tests.support import Daemon, eventually
 from tests.upgradekit import upgraded
@@ -21,12 +24,13 @@ USERS = [pytest.param({}, id="one user"), pytest.param({"server.user": "nobody"}
 KINDS = (Holder.MASTER, Holder.MOLD, Holder.SPARE, Holder.SESSION, Holder.EXPORTER)
 
 
-def start(poold: Poold, options: dict[str, Any]) -> Daemon:
+def start(poold: Poold, options: dict[str, Any], python: str = sys.executable) -> Daemon:
     """Start a daemon whose folder its service user may read."""
     daemon = poold(options=options)
     for folder in (daemon.folder, *daemon.folder.parents):
         if "server.user" in options and folder.stat().st_mode & 0o077 == 0:
             folder.chmod(0o755)
+    daemon.python = python
     return daemon.start()
 
 
@@ -57,8 +61,11 @@ def test_people_read_the_same_table() -> None:
 @pytest.mark.parametrize("options", USERS)
 def test_everybody_holds_what_the_table_says(poold: Poold, options: dict[str, Any]) -> None:
     """Master, mold, spares, sessions and exporter hold what their rows allow: with a status, after a reload and an upgrade."""
-    daemon = start(poold, options)
-    with daemon.connect() as one, daemon.connect() as two:
+    with ExitStack() as stack:
+        # Another user may not read the library of an interpreter under somebody's home.
+        python = stack.enter_context(shared_python()) if options else sys.executable
+        daemon = start(poold, options, python)
+        one, two = stack.enter_context(daemon.connect()), stack.enter_context(daemon.connect())
         assert one.ask("echo one") == "one"
         assert two.ask("status busy") == "ok"
         processes(daemon)

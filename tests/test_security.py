@@ -15,7 +15,7 @@ import pytest
 
 from poold.master.signals import FATAL, JOB_CONTROL, UNCATCHABLE
 from tests.faultkit import needs_root, spares_of
-from tests.support import HANDLERS, Client, Daemon, signal_masks
+from tests.support import HANDLERS, Client, Daemon, eventually, signal_masks
 from tests.test_architecture import MODULES, PACKAGE, TREES, name_of
 
 Poold = Callable[..., Daemon]
@@ -70,11 +70,13 @@ def every_kind(daemon: Daemon) -> dict[str, int]:
 @needs_root
 def test_rights_of_each_process(poold: Poold) -> None:
     """Mold, spare, session and exporter are the user in all four ids, have no group of root's and no capability, and the master is root."""
-    daemon = of_nobody(poold, "cases:serve").start(prelude=GENEROUS)
+    daemon = of_nobody(poold, "poold.handlers.echo:serve").start(prelude=GENEROUS)
     assert int(status(daemon.master)["CapInh"], 16) > 0
     assert "27" in status(daemon.master)["Groups"].split()
     with daemon.connect() as client:
-        pids = {**every_kind(daemon), "session": int(client.ask("pid"))}
+        assert client.ask("hello") == "hello"
+        [serving] = eventually(lambda: [row["pid"] for row in daemon.children("worker") if row["state"] == "serving"])
+        pids = {**every_kind(daemon), "session": serving}
         for kind, pid in pids.items():
             found = status(pid)
             assert found["Uid"].split() == [str(NOBODY.pw_uid)] * 4, kind
