@@ -9,6 +9,7 @@ Standard library only, and it must be importable when the rest of the package is
 """
 
 import base64
+import csv
 import hashlib
 import importlib
 import os
@@ -34,25 +35,34 @@ def record() -> Distribution | None:
     An installation that can be edited, a source checkout and some packages of distributions have none.
     """
     for distribution in distributions(name="poold", path=[HOME]):
-        if distribution.read_text("RECORD") and any(file.parts[0] == "poold" for file in distribution.files or ()):
+        if any(_recorded(distribution)):
             return distribution
     return None
 
 
+def _recorded(distribution: Distribution) -> Iterator[tuple[str, str, str]]:
+    """Yield path, checksum and size, as RECORD has them, of each of the package's files that has a checksum: compiled bytecode has none.
+
+    Not by `Distribution.files`, which from Python 3.12 on leaves out the files that are not there any more.
+    """
+    for row in csv.reader((distribution.read_text("RECORD") or "").splitlines()):
+        if len(row) == 3 and row[1] and row[0].startswith("poold/"):
+            yield row[0], row[1], row[2]
+
+
 def damaged(recorded: Distribution) -> Iterator[Problem]:
-    """Yield what is not as it was installed, by size and checksum (PEP 427); what has none (compiled bytecode) is not looked at."""
-    for file in recorded.files or ():
-        if file.parts[0] != "poold" or file.hash is None:
-            continue
-        path = os.path.join(HOME, file)
+    """Yield what is not as it was installed, by size and checksum (PEP 427)."""
+    for name, checksum, size in _recorded(recorded):
+        path = os.path.join(HOME, name)
         try:
             with open(path, "rb") as opened:
                 data = opened.read()
         except OSError as error:
             yield Problem("", f"{path} cannot be read: {error.strerror}; install poold anew")
             continue
-        found = base64.urlsafe_b64encode(hashlib.new(file.hash.mode, data).digest()).rstrip(b"=").decode()
-        if found != file.hash.value or len(data) != (len(data) if file.size is None else file.size):
+        mode, _, expected = checksum.partition("=")
+        found = base64.urlsafe_b64encode(hashlib.new(mode, data).digest()).rstrip(b"=").decode()
+        if found != expected or size not in ("", str(len(data))):
             yield Problem("", f"{path} is not as it was installed; install poold anew")
 
 
