@@ -89,6 +89,8 @@ def test_modules_of_the_user_run_as_the_user(poold: Poold, home: Path) -> None:
         assert told(home) == {str(NOBODY)}
         assert {int(line.split()[2]) for line in (home / "told").read_text().splitlines()} == molds
         assert len(molds) == 4
+        # While there is its interpreter.
+        assert daemon.stop() == 0
 
 
 def test_an_interpreter_that_the_user_may_not_run_is_isolated(poold: Poold, home: Path) -> None:
@@ -147,6 +149,7 @@ def test_nobody_looks_into_master_mold_and_exporter(poold: Poold) -> None:
         with daemon.connect() as client:
             client.send(json.dumps(f"say(tried(lambda: open('/proc/{daemon.master}/mem', 'rb')))").encode() + b"\n")
             assert json.loads(client.line()) == ["PermissionError"]
+        assert daemon.stop() == 0
 
 
 def _belongs_to_nobody(daemon: Daemon) -> None:

@@ -83,6 +83,7 @@ def test_session_that_limits_its_mold(poold: Poold, folder: Path, limit: str, er
         assert metrics.total("poold_fork_failures_total", errno=error) >= FAILURES_MAX
         assert metrics.total("poold_sessions_ended_total", cause="timeout_startup") == 0
         served(daemon)
+        assert daemon.stop() == 0
 
 
 def test_clones_that_die_at_once(poold: Poold, folder: Path) -> None:

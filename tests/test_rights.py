@@ -79,6 +79,7 @@ def test_everybody_holds_what_the_table_says(poold: Poold, options: dict[str, An
             assert four.ask("echo four") == "four"
             processes(daemon)
             assert wrong(daemon) == []
+        assert daemon.stop() == 0
 
 
 def test_a_worker_that_goes_on_keeps_its_channel(poold: Poold) -> None:
