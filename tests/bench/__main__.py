@@ -13,7 +13,7 @@ from tqdm import tqdm
 from tests.bench import charts
 from tests.bench.comparison import PARTS, Comparison
 from tests.bench.machine import Cores, environment
-from tests.bench.peers import CEILING, PEERS
+from tests.bench.peers import CEILING, PEERS, before
 from tests.bench.plan import FULL, QUICK
 from tests.bench.programs import compile_all
 from tests.bench.report import render
@@ -32,6 +32,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="these parts only")
     parser.add_argument("--rounds", type=int, metavar="N", help="at most so many rounds of each part")
     parser.add_argument("--python", default=sys.executable, help="the interpreter of the Python servers (default: this one)")
+    parser.add_argument("--before", metavar="PYTHON", help="also the poold that this other interpreter has: what a change costs")
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="the folder for results.json, report.md and the charts")
     return parser.parse_args()
 
@@ -43,6 +44,8 @@ def measure(arguments: argparse.Namespace, results: Results) -> None:
     if arguments.rounds:
         plan = dataclasses.replace(plan, rounds=min(arguments.rounds, plan.rounds), held_rounds=min(arguments.rounds, plan.held_rounds))
     chosen = [peer for peer in PEERS if peer.name in (*arguments.only, CEILING)]
+    if arguments.before:
+        chosen.insert(0, before(arguments.before))
     results.skipped |= {peer.name: reason for peer in chosen if (reason := peer.missing(arguments.python))}
     peers = [peer for peer in chosen if peer.name not in results.skipped]
     results.environment |= environment(arguments.python, cores)

@@ -4,6 +4,7 @@ Every one gets a port of 127.0.0.1, a backlog of 1024 where it can be told, and 
 what would only show a limit is raised, what is a choice stays at its default unless `about` says otherwise.
 """
 
+import dataclasses
 import os
 import pwd
 from collections.abc import Callable
@@ -137,6 +138,17 @@ MaxConnectionsPerChild {connections_per_child}
         return ["apache2", "-f", str(config), "-DFOREGROUND"]
 
     return command
+
+
+def before(python: str) -> Peer:
+    """Return poold as that other interpreter has it installed: what a change costs, side by side."""
+    return Peer(
+        "poold-before",
+        f"poold as it is installed for {python}",
+        lambda place: poold(ECHO_HANDLER)(dataclasses.replace(place, python=python)),
+        version=(python, "-m", "poold", "--version"),
+        holds=True,
+    )
 
 
 POOLD_VERSION = ("python", "-m", "poold", "--version")
