@@ -6,7 +6,7 @@ its children in a table that SIGCHLD empties, and an exporter shows the counts t
 Where each box of a concurrent server's flowchart lives:
 
     initialise daemon        poold.master.main      Master.__init__, Master._start
-    process signals          poold.master.signals   Inbox notes; Master._on_signals acts
+    process signals          poold.master.engine.signals   Inbox notes; Master._on_signals acts
     accept                   poold.master.listeners Listeners._accept
     fork                     poold.mold.clone       clone_worker, asked for by poold.master.orders
     (child) close top socket poold.worker.main      Worker.live: a mold is started without any listener, so there is none to close;

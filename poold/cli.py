@@ -20,7 +20,7 @@ from poold.log import escaped, is_journal, log, trace
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-    from poold.master.signals import Inbox
+    from poold.master.engine.signals import Inbox
 
 # A command waits for a reload or an upgrade as long as its parts may take: the trial, the handler's import, the exporter's start.
 RELOAD_SECONDS = 900.0
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Run the master in the foreground until it is told to stop."""
     from poold import sandbox, systemd
-    from poold.master.signals import Inbox
+    from poold.master.engine.signals import Inbox
     from poold.stream import install
 
     sandbox.hide()

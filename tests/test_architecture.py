@@ -104,7 +104,7 @@ HURTING = {
     r"os\.exec\w+": {"poold.worker.adapters", "poold.master.program"},
     r"os\.(set\w*id|setgroups|initgroups)": {"poold.sandbox", "poold.worker.main"},  # the worker's setsid
     r"signal\.(signal|pthread_sigmask|set_wakeup_fd|sigaction)": {
-        "poold.master.signals",
+        "poold.master.engine.signals",
         "poold.mold.main",
         "poold.worker.main",
         "poold.mold.warmup",
@@ -124,7 +124,7 @@ HURTING = {
     },
     r"(\w+\.)?_?ptrace": {"poold.master.tracees"},
     # The loop's holding off; an observer that waits for its scout.
-    r"time\.sleep": {"poold.master.loop", "poold.mold.scout"},
+    r"time\.sleep": {"poold.master.engine.loop", "poold.mold.scout"},
     r"threading\.\w+": set(),
     r"(pickle|marshal|shelve|yaml)\.\w+": set(),
 }

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from poold import rpc
 from poold.master import control, sockets
 from poold.master.control import Answer, Control, Reply
-from poold.master.loop import Loop
-from poold.master.signals import Inbox
+from poold.master.engine.loop import Loop
+from poold.master.engine.signals import Inbox
 from tests.support import DEADLINE, Client, Daemon, eventually, open_files
 from tests.test_paths import at_the_gate
 

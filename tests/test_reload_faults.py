@@ -67,7 +67,7 @@ if any("from poold.master.successor" in word or word == "poold" for word in __im
 """
 KINDS = ("memory", "recursion", "key")
 # These are what ends a reload, and what says how: there is nobody else who could, did they not even begin.
-BEYOND = {"poold.master.loop:Loop.guarded", "poold.master.loop:Loop.each", "poold.master.loop:Loop.note_error"}
+BEYOND = {"poold.master.engine.loop:Loop.guarded", "poold.master.engine.loop:Loop.each", "poold.master.engine.loop:Loop.note_error"}
 BEYOND |= {"poold.log:trace", "poold.master.control:Control._answer"}
 
 

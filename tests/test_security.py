@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from poold.master.signals import FATAL, JOB_CONTROL, UNCATCHABLE
+from poold.master.engine.signals import FATAL, JOB_CONTROL, UNCATCHABLE
 from tests.faultkit import needs_root, spares_of
 from tests.support import HANDLERS, Client, Daemon, eventually, signal_masks
 from tests.test_architecture import MODULES, PACKAGE, TREES, name_of
@@ -238,9 +238,9 @@ def test_one_function_takes_the_master_s_signals() -> None:
         for node in ast.walk(TREES[path]):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("signal.signal", "signal.sigaction", "signal.siginterrupt"):
                 given.add((name_of(path), ast.unparse(node.args[1])))
-            if isinstance(node, ast.FunctionDef) and node.name == "_note" and name_of(path) == "poold.master.signals":
+            if isinstance(node, ast.FunctionDef) and node.name == "_note" and name_of(path) == "poold.master.engine.signals":
                 notes.append(node)
-    assert given == {("poold.master.signals", "signal.SIG_DFL"), ("poold.master.signals", "self._note")}
+    assert given == {("poold.master.engine.signals", "signal.SIG_DFL"), ("poold.master.engine.signals", "self._note")}
     [note] = notes
     called = {ast.unparse(node.func) for node in ast.walk(note) if isinstance(node, ast.Call)}
     assert called == {"self._pending.add"}

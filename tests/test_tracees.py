@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from poold.master.deadlines import Callback
+from poold.master.engine.deadlines import Callback
 from poold.master.reaper import exit_code
 from poold.master.tracees import RELEASES_MAX, Tracees, is_process
 from tests.support import Client, Daemon, eventually

@@ -55,7 +55,10 @@ DAMAGE: list[tuple[Callable[[Path, str], None], str]] = [
     (empty, "master/sockdiag.py"),
     (remove, "master/takeover.py"),
     (remove, "worker/adapters.py"),
-    *((cut, f"master/{name}.py") for name in ("main", "deadlines", "reloads", "sessions", "handover", "snapshot", "guard", "upgrades")),
+    *(
+        (cut, f"master/{name}.py")
+        for name in ("main", "engine/deadlines", "reloads", "sessions", "handover", "snapshot", "guard", "upgrades")
+    ),
     *((cut, part) for part in ("exporter/main.py", "worker/main.py", "settings/lines.py", "mold/scout.py")),
 ]
 
@@ -98,7 +101,7 @@ def refused(daemon: Daemon, installed: Path, damage: Callable[[], object], *word
     assert metrics.total("poold_children_failed_total") == 0
 
 
-@pytest.mark.parametrize(("how", "part"), [*DAMAGE, (alter, "master/loop.py")], ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize(("how", "part"), [*DAMAGE, (alter, "master/engine/loop.py")], ids=lambda value: getattr(value, "__name__", value))
 def test_found_by_its_checksum(started: Callable[..., tuple[Daemon, Path]], how: Callable[[Path, str], None], part: str) -> None:
     """What the installer has written down is compared: whatever is not as it was installed refuses the upgrade, by its name."""
     daemon, installed = started(recorded=True)

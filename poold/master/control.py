@@ -16,8 +16,8 @@ from typing import Any
 from poold.errors import ConfigError
 from poold.log import log
 from poold.master import sockets
-from poold.master.deadlines import Deadline
-from poold.master.loop import Loop
+from poold.master.engine.deadlines import Deadline
+from poold.master.engine.loop import Loop
 from poold.master.sockets import Opened
 from poold.rpc import ANSWER_MAX, REQUEST_MAX
 

@@ -7,7 +7,7 @@ the last look, and no session is left.
 from collections.abc import Callable
 
 from poold.log import log
-from poold.master.deadlines import Deadline
+from poold.master.engine.deadlines import Deadline
 from poold.master.parts import Parts
 from poold.pages import Phase
 from poold.scoreboard import DRAINING

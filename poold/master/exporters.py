@@ -20,11 +20,12 @@ from functools import partial
 from poold.channel import Wire
 from poold.lifeline import ANSWER, QUESTION, WORDS_MAX
 from poold.log import log
-from poold.master.births import Exit, Throttle
+from poold.master.births import Exit
 from poold.master.children import Child, ChildTable
 from poold.master.current import Current
+from poold.master.engine.loop import Loop
+from poold.master.engine.throttle import Throttle
 from poold.master.ladder import Ladder
-from poold.master.loop import Loop
 from poold.master.sockets import Opened
 from poold.master.spawn import Launcher
 from poold.scoreboard import SPAWNED, Counters, read_only

@@ -4,7 +4,7 @@ A worker sees only its own session, so a limit of its own would never be reached
 """
 
 from poold.log import WINDOW, log
-from poold.master.loop import Loop
+from poold.master.engine.loop import Loop
 from poold.pages import Phase
 from poold.words import Cause
 

@@ -75,16 +75,17 @@ def incomplete(loaded: Iterable[str]) -> Iterator[Problem]:
             yield Problem("", f"{name} is a program without a main, which is nowhere; install poold anew")
 
 
-def modules() -> Iterator[str]:
+def modules(folder: str = PACKAGE, package: str = "poold") -> Iterator[str]:
     """Yield the names of all modules that a process of poold's consists of.
 
     Some of them are never loaded together elsewhere, for their weight; a trial ends.
     """
-    for package in pkgutil.iter_modules([PACKAGE], "poold."):
-        if package.ispkg and package.name != f"poold.{OPTIONAL}":
-            yield package.name
-            folder = os.path.join(PACKAGE, package.name.rpartition(".")[2])
-            yield from (module.name for module in pkgutil.iter_modules([folder], f"{package.name}."))
+    for module in pkgutil.iter_modules([folder], f"{package}."):
+        if module.ispkg and module.name != f"poold.{OPTIONAL}":
+            yield module.name
+            yield from modules(os.path.join(folder, module.name.rpartition(".")[2]), module.name)
+        elif not module.ispkg and folder != PACKAGE:
+            yield module.name
 
 
 def load(modules: Iterable[str]) -> Iterator[Problem]:

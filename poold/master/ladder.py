@@ -13,8 +13,8 @@ from functools import partial
 from poold.log import log
 from poold.master.children import Child, ChildTable
 from poold.master.current import Current
-from poold.master.deadlines import Callback
-from poold.master.loop import Loop
+from poold.master.engine.deadlines import Callback
+from poold.master.engine.loop import Loop
 from poold.words import Failure, State
 
 

@@ -9,8 +9,8 @@ import socket
 from functools import partial
 
 from poold.channel import Wire
-from poold.master.deadlines import Deadline
-from poold.master.loop import Loop
+from poold.master.engine.deadlines import Deadline
+from poold.master.engine.loop import Loop
 from poold.settings.descriptors import LINGER_MAX
 
 LINGER_SECONDS = 1.0

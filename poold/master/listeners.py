@@ -10,8 +10,8 @@ from functools import partial
 from poold.address import Address, Endpoint
 from poold.channel import Wire
 from poold.log import log
-from poold.master.deadlines import Deadline
-from poold.master.loop import Loop
+from poold.master.engine.deadlines import Deadline
+from poold.master.engine.loop import Loop
 from poold.master.sessions import Accepted
 from poold.master.sockdiag import unix_queue
 from poold.master.sockets import Opened, address, retune, somaxconn

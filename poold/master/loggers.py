@@ -10,11 +10,12 @@ from functools import partial
 from poold import channel
 from poold.channel import LOGGER_LEAVE, LOGGER_READY, LOGGER_WORD_MAX, LOST
 from poold.log import log
-from poold.master.births import Exit, Throttle
+from poold.master.births import Exit
 from poold.master.children import Child, ChildTable
 from poold.master.current import Current
+from poold.master.engine.loop import Loop
+from poold.master.engine.throttle import Throttle
 from poold.master.ladder import Ladder
-from poold.master.loop import Loop
 from poold.master.spawn import Launcher
 from poold.scoreboard import SPAWNED, Counters
 from poold.words import Kind, State

@@ -18,14 +18,14 @@ from poold.log import log, trace
 from poold.master import takeover
 from poold.master.control import Answer, Reply
 from poold.master.current import Current
-from poold.master.deadlines import Callback
 from poold.master.drain import Drain
-from poold.master.loop import Loop
+from poold.master.engine.deadlines import Callback
+from poold.master.engine.loop import Loop
+from poold.master.engine.signals import Inbox
 from poold.master.manager import Manager
 from poold.master.parts import Parts
 from poold.master.reloads import Reloads
 from poold.master.sessions import Accepted
-from poold.master.signals import Inbox
 from poold.master.snapshot import Origin
 from poold.master.spawn import Launcher
 from poold.master.state import StateDocument

@@ -4,8 +4,8 @@ import os
 from collections.abc import MutableMapping, Sequence
 
 from poold import systemd
-from poold.master.deadlines import Deadline
-from poold.master.loop import Loop
+from poold.master.engine.deadlines import Deadline
+from poold.master.engine.loop import Loop
 
 # The status line changes with every session; this is how often it is told at most, in seconds.
 STATUS_EVERY = 1.0

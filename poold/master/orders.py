@@ -9,8 +9,8 @@ from poold.master.activity import Activities
 from poold.master.births import Births
 from poold.master.children import Child, ChildTable
 from poold.master.current import Current
+from poold.master.engine.loop import Loop
 from poold.master.ladder import Ladder
-from poold.master.loop import Loop
 from poold.settings.descriptors import BIRTHS_MAX
 from poold.words import Failure, Kind
 

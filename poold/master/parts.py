@@ -13,6 +13,7 @@ from poold.master.births import Births
 from poold.master.children import ChildTable
 from poold.master.control import Control, Verb
 from poold.master.current import Current
+from poold.master.engine.loop import Loop
 from poold.master.exporters import Exporters
 from poold.master.failures import Failures
 from poold.master.gauges import Gauges
@@ -21,7 +22,6 @@ from poold.master.ladder import Ladder
 from poold.master.linger import Linger
 from poold.master.listeners import Listeners
 from poold.master.loggers import Loggers
-from poold.master.loop import Loop
 from poold.master.molds import Molds
 from poold.master.orders import Orders
 from poold.master.pool import Pool

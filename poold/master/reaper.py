@@ -13,10 +13,10 @@ from poold.log import log
 from poold.master.activity import Activities
 from poold.master.births import Births, Exit
 from poold.master.children import Child, ChildTable, failure_of
-from poold.master.deadlines import Callback
+from poold.master.engine.deadlines import Callback
+from poold.master.engine.loop import Loop
 from poold.master.handover import HandOver
 from poold.master.ladder import Ladder
-from poold.master.loop import Loop
 from poold.master.orders import Orders
 from poold.master.pool import Pool
 from poold.master.tracees import Tracees, is_process

@@ -26,7 +26,7 @@ from poold.errors import OWN_FAULT, ConfigError, Problem
 from poold.log import log
 from poold.master import descriptors, exporters, sockets, trials
 from poold.master.current import Current
-from poold.master.deadlines import Callback, Deadline
+from poold.master.engine.deadlines import Callback, Deadline
 from poold.master.parts import Parts
 from poold.master.plan import Plan, plan
 from poold.master.sockets import Opened

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from poold.address import Endpoint
 from poold.channel import Wire
 from poold.log import log
-from poold.master.deadlines import Deadline
+from poold.master.engine.deadlines import Deadline
 from poold.scoreboard import ENDED, SESSION_SECONDS, Counters
 from poold.words import Cause
 

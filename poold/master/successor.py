@@ -15,8 +15,8 @@ from poold.errors import ConfigError, ExitCode
 from poold.log import log, trace
 from poold.master import state
 from poold.master.current import Current
+from poold.master.engine.signals import Inbox
 from poold.master.main import Master
-from poold.master.signals import Inbox
 from poold.master.spawn import Launcher
 from poold.master.state import StateDocument
 from poold.settings import config

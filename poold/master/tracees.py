@@ -14,7 +14,7 @@ import signal
 import struct
 
 from poold.log import log
-from poold.master.loop import Loop
+from poold.master.engine.loop import Loop
 
 # How many are let go at one time, and how long the others wait.
 RELEASES_MAX = 16

@@ -22,10 +22,10 @@ from poold import __version__
 from poold.errors import OWN_FAULT, ConfigError, Problem
 from poold.log import log
 from poold.master import footprint, program, snapshot, state, trials
-from poold.master.deadlines import Callback, Deadline
+from poold.master.engine.deadlines import Callback, Deadline
+from poold.master.engine.signals import Inbox
 from poold.master.guarding import Guard
 from poold.master.parts import Parts
-from poold.master.signals import Inbox
 from poold.master.snapshot import Origin
 from poold.master.spawn import REHEARSAL, Recipe, memory_file
 from poold.master.state import MoldPart

@@ -13,8 +13,8 @@ from typing import Protocol
 
 from poold.errors import InternalError
 from poold.log import log
-from poold.master.deadlines import Callback, Deadline, Deadlines
-from poold.master.signals import Inbox
+from poold.master.engine.deadlines import Callback, Deadline, Deadlines
+from poold.master.engine.signals import Inbox
 
 # Events in one turn; the rest in the next one.
 EVENTS_MAX = 256

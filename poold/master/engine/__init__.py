@@ -1,0 +1,1 @@
+"""Waiting: for descriptors, signals and moments. Nothing here knows anything of poold."""
