@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poold import scoreboard as board
-from poold.master import state, tally
+from poold.master.document import state, tally
+from poold.master.document.state import StateError
 from poold.master.rehearsal import obstacles, verdict
-from poold.master.state import StateError
 from poold.scoreboard import AUXILIARY_SLOTS, CELLS, Counters
 from poold.settings import config, judge
 from poold.settings.schema import settled

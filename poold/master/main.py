@@ -18,6 +18,7 @@ from poold.log import log, trace
 from poold.master import takeover
 from poold.master.control import Answer, Reply
 from poold.master.current import Current
+from poold.master.document.state import StateDocument
 from poold.master.drain import Drain
 from poold.master.engine.deadlines import Callback
 from poold.master.engine.loop import Loop
@@ -28,7 +29,6 @@ from poold.master.reloads import Reloads
 from poold.master.sessions import Accepted
 from poold.master.snapshot import Origin
 from poold.master.spawn import Launcher
-from poold.master.state import StateDocument
 from poold.master.store import Store
 from poold.master.trials import Trials
 from poold.master.upgrades import Upgrades

@@ -13,6 +13,7 @@ from poold.master.births import Births
 from poold.master.children import ChildTable
 from poold.master.control import Control, Verb
 from poold.master.current import Current
+from poold.master.document.state import StateDocument
 from poold.master.engine.loop import Loop
 from poold.master.exporters import Exporters
 from poold.master.failures import Failures
@@ -28,7 +29,6 @@ from poold.master.pool import Pool
 from poold.master.reaper import Reaper
 from poold.master.sessions import Sessions
 from poold.master.spawn import Launcher
-from poold.master.state import StateDocument
 from poold.master.store import Store
 from poold.master.streams import Streams
 from poold.pages import PAGE, Phase

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from poold.master import tally
 from poold.master.children import Child
+from poold.master.document import tally
+from poold.master.document.state import ChildPart, ListenerPart, MoldPart, PassedPart, PeerPart, SessionPart, SocketPart, StateDocument
 from poold.master.parts import Parts
 from poold.master.sessions import Session
 from poold.master.sockets import Opened
-from poold.master.state import ChildPart, ListenerPart, MoldPart, PassedPart, PeerPart, SessionPart, SocketPart, StateDocument
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import stat
 from collections.abc import Iterator
 
 from poold.log import log
-from poold.master.state import StreamsPart
+from poold.master.document.state import StreamsPart
 
 # Lines for as long as it takes to start another logger under load.
 PIPE_BYTES = 256 << 10

@@ -15,7 +15,7 @@ from typing import Any
 
 from poold import __version__
 from poold.errors import PooldError
-from poold.master.records import MalformedError, record
+from poold.master.document.records import MalformedError, record
 from poold.scoreboard import AUXILIARY_SLOTS, SLOTS
 from poold.words import Cause, Failure, Kind, State
 

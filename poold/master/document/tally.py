@@ -5,7 +5,7 @@ from typing import Any
 
 from poold import scoreboard as board
 from poold.log import log
-from poold.master.state import HistogramPart, TallyPart
+from poold.master.document.state import HistogramPart, TallyPart
 from poold.scoreboard import Counters, Histogram
 
 _WORDS: dict[str, Mapping[Any, int]] = {

@@ -1,0 +1,1 @@
+"""What crosses an exec: the state that one program of the master tells the next one, and how it is read."""
