@@ -7,14 +7,14 @@ Where each box of a concurrent server's flowchart lives:
 
     initialise daemon        poold.master.main      Master.__init__, Master._start
     process signals          poold.master.engine.signals   Inbox notes; Master._on_signals acts
-    accept                   poold.master.listeners Listeners._accept
+    accept                   poold.master.clients.listeners Listeners._accept
     fork                     poold.mold.clone       clone_worker, asked for by poold.master.orders
     (child) close top socket poold.worker.main      Worker.live: a mold is started without any listener, so there is none to close;
                                                     what it has of its own, its channel, is closed here
     (child) serve            poold.worker.main      Worker.serve
     (child) close accepted   poold.worker.main      Worker.serve, by Connection.close
     (child) exit             poold.worker.main      live: os._exit, never back to accept
-    (parent) close accepted  poold.master.sessions  Sessions.acknowledge, once the worker has said that it has it
+    (parent) close accepted  poold.master.clients.sessions  Sessions.acknowledge, once the worker has said that it has it
     reap                     poold.master.reaper    Reaper.reap
 
 A directory is a process: `master`, `mold`, `worker`, `exporter`, `logger`. What lies beside them is public (`connection`, `address`,

@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poold import rpc
-from poold.master import control, sockets
+from poold.master import control
+from poold.master.clients import sockets
 from poold.master.control import Answer, Control, Reply
 from poold.master.engine.loop import Loop
 from poold.master.engine.signals import Inbox

@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from poold.master import socketfile
-from poold.master.sockdiag import unix_file
-from poold.master.socketfile import NOWHERE, Rights, make
-from poold.master.sockets import Opened, open_unix
+from poold.master.clients import socketfile
+from poold.master.clients.sockdiag import unix_file
+from poold.master.clients.socketfile import NOWHERE, Rights, make
+from poold.master.clients.sockets import Opened, open_unix
 from tests.faultkit import Poold, needs_root, needs_strace
 from tests.support import DEADLINE, Client, Daemon, eventually
 
@@ -287,8 +287,8 @@ def test_a_racer_at_the_start(scene: Scene) -> None:
 
 ORDER = """
 import socket, sys
-from poold.master import sockets, socketfile
-from poold.master.socketfile import Rights
+from poold.master.clients import sockets, socketfile
+from poold.master.clients.socketfile import Rights
 opened = sockets.open_unix(sys.argv[1], Rights(0o660, 65534, 65534), backlog=5)
 socketfile.change(opened.path, opened.file, Rights(0o660, 65534, 65534), opened.socket)
 socketfile.change(opened.path, opened.file, Rights(0o606, 1, 1), opened.socket)
@@ -478,8 +478,8 @@ def test_a_socket_that_does_not_listen_yet_is_not_stale(scene: Scene) -> None:
 
 CONTENDER = """
 import random, sys
-from poold.master import sockets
-from poold.master.socketfile import Rights
+from poold.master.clients import sockets
+from poold.master.clients.socketfile import Rights
 path, seed = sys.argv[1:]
 chance = random.Random(int(seed))
 print("ready", flush=True)

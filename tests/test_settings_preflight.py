@@ -14,7 +14,7 @@ import pytest
 
 from poold.address import Address
 from poold.errors import ConfigError, Problem
-from poold.master import sockets
+from poold.master.clients import sockets
 from poold.settings.fields import shown
 from poold.settings.judge import check, effective, load, prepare, resolve
 from poold.settings.schema import Config

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from poold.address import Address
-from poold.master.store import PREFIX, mark
+from poold.master.clients.store import PREFIX, mark
 from poold.settings import judge
 from poold.settings.config import Listener
 from poold.settings.schema import settled

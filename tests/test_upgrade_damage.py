@@ -52,7 +52,7 @@ def alter(installed: Path, part: str) -> None:
 
 DAMAGE: list[tuple[Callable[[Path, str], None], str]] = [
     (empty, "systemd.py"),
-    (empty, "master/sockdiag.py"),
+    (empty, "master/clients/sockdiag.py"),
     (remove, "master/takeover.py"),
     (remove, "worker/adapters.py"),
     *(

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from poold.channel import Wire
 from poold.errors import InternalError
+from poold.master.clients.sessions import Session
 from poold.master.engine.deadlines import Deadline
-from poold.master.sessions import Session
 from poold.scoreboard import AUXILIARY_SLOTS, SLOTS
 from poold.words import Cause, Failure, Kind, State
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from poold.errors import ConfigError
 from poold.log import log
-from poold.master import sockets
+from poold.master.clients import sockets
+from poold.master.clients.sockets import Opened
 from poold.master.engine.deadlines import Deadline
 from poold.master.engine.loop import Loop
-from poold.master.sockets import Opened
 from poold.rpc import ANSWER_MAX, REQUEST_MAX
 
 # Clients that have not asked yet, or do not read their answers; the oldest gives way to one more.

@@ -22,11 +22,11 @@ from poold.lifeline import ANSWER, QUESTION, WORDS_MAX
 from poold.log import log
 from poold.master.births import Exit
 from poold.master.children import Child, ChildTable
+from poold.master.clients.sockets import Opened
 from poold.master.current import Current
 from poold.master.engine.loop import Loop
 from poold.master.engine.throttle import Throttle
 from poold.master.ladder import Ladder
-from poold.master.sockets import Opened
 from poold.master.spawn import Launcher
 from poold.scoreboard import SPAWNED, Counters, read_only
 from poold.words import Failure, Kind, State

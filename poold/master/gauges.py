@@ -6,10 +6,10 @@ import time
 
 from poold.log import log
 from poold.master.children import Child, ChildTable
+from poold.master.clients.sessions import Sessions
 from poold.master.current import Current
 from poold.master.engine.loop import Loop
 from poold.master.pool import Pool
-from poold.master.sessions import Sessions
 from poold.scoreboard import (
     BARREN_FROM,
     CHILDREN,

@@ -7,10 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from poold.log import log
-from poold.master import descriptors, sockets
+from poold.master import descriptors
 from poold.master.activity import Activities
 from poold.master.births import Births
 from poold.master.children import ChildTable
+from poold.master.clients import sockets
+from poold.master.clients.linger import Linger
+from poold.master.clients.listeners import Listeners
+from poold.master.clients.sessions import Sessions
+from poold.master.clients.store import Store
 from poold.master.control import Control, Verb
 from poold.master.current import Current
 from poold.master.document.state import StateDocument
@@ -20,16 +25,12 @@ from poold.master.failures import Failures
 from poold.master.gauges import Gauges
 from poold.master.handover import HandOver
 from poold.master.ladder import Ladder
-from poold.master.linger import Linger
-from poold.master.listeners import Listeners
 from poold.master.loggers import Loggers
 from poold.master.molds import Molds
 from poold.master.orders import Orders
 from poold.master.pool import Pool
 from poold.master.reaper import Reaper
-from poold.master.sessions import Sessions
 from poold.master.spawn import Launcher
-from poold.master.store import Store
 from poold.master.streams import Streams
 from poold.pages import PAGE, Phase
 from poold.scoreboard import SLOTS, Counters, Table, keep_size, read_only, shared_memory

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from poold.master.children import Child
+from poold.master.clients.sessions import Session
+from poold.master.clients.sockets import Opened
 from poold.master.document import tally
 from poold.master.document.state import ChildPart, ListenerPart, MoldPart, PassedPart, PeerPart, SessionPart, SocketPart, StateDocument
 from poold.master.parts import Parts
-from poold.master.sessions import Session
-from poold.master.sockets import Opened
 
 
 @dataclass(frozen=True, slots=True)

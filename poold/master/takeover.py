@@ -14,14 +14,15 @@ from poold.address import Address, Endpoint
 from poold.channel import Wire
 from poold.errors import ConfigError
 from poold.log import log
-from poold.master import activity, sockets
+from poold.master import activity
 from poold.master.children import Child
+from poold.master.clients import sockets
+from poold.master.clients.sessions import Session
+from poold.master.clients.sockets import Opened
 from poold.master.control import Control, Reply, Verb
 from poold.master.document import tally
 from poold.master.document.state import ChildPart, ListenerPart, PeerPart, SessionPart, SocketPart, StateDocument
 from poold.master.parts import Parts
-from poold.master.sessions import Session
-from poold.master.sockets import Opened
 from poold.scoreboard import LOOP_ERRORS
 from poold.settings.config import Config, Listener
 from poold.words import Kind, State

@@ -1,7 +1,7 @@
 """Opens listening sockets, or checks the ones that were passed; no policy.
 
 Every one is non-blocking, because a client may leave between the readiness and the accept (accept(2)). What concerns the file of a
-unix socket is `poold.master.socketfile`'s.
+unix socket is `poold.master.clients.socketfile`'s.
 """
 
 import grp
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from poold.address import Address, Scheme
 from poold.errors import ConfigError, Problem
-from poold.master import socketfile
-from poold.master.socketfile import File, Rights
+from poold.master.clients import socketfile
+from poold.master.clients.socketfile import File, Rights
 from poold.settings.config import Listener
 
 

@@ -10,11 +10,11 @@ from functools import partial
 from poold.address import Address, Endpoint
 from poold.channel import Wire
 from poold.log import log
+from poold.master.clients.sessions import Accepted
+from poold.master.clients.sockdiag import unix_queue
+from poold.master.clients.sockets import Opened, address, retune, somaxconn
 from poold.master.engine.deadlines import Deadline
 from poold.master.engine.loop import Loop
-from poold.master.sessions import Accepted
-from poold.master.sockdiag import unix_queue
-from poold.master.sockets import Opened, address, retune, somaxconn
 from poold.scoreboard import ACCEPT_ERRORS, ACCEPTED, ACCEPTING, BACKLOG, BACKLOG_KNOWN, BACKLOG_LIMIT, NOT_ACCEPTING_SINCE, Counters
 from poold.settings.config import Listener
 

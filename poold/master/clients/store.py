@@ -11,8 +11,8 @@ from zlib import crc32
 
 from poold.address import Scheme
 from poold.log import log
-from poold.master import sockets
-from poold.master.sockets import Opened
+from poold.master.clients import sockets
+from poold.master.clients.sockets import Opened
 from poold.settings.config import Listener
 
 PREFIX = "poold-listener-"

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from poold.master.sockdiag import unix_file
+from poold.master.clients.sockdiag import unix_file
 
 File = tuple[int, int]
 # What no file has: the socket's own was replaced before anything could be found out about it.

@@ -1,0 +1,1 @@
+"""Whoever connects, from the listening socket to the session's end."""
