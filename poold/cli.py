@@ -175,7 +175,7 @@ def _run(arguments: argparse.Namespace, inbox: "Inbox", passed: list[tuple[str, 
 
 def check(arguments: argparse.Namespace) -> int:
     """Check the settings, then import the handler as a mold would."""
-    from poold.master.probe import import_handler
+    from poold.probe import import_handler
     from poold.settings import judge
     from poold.settings.people import people
     from poold.settings.schema import settled

@@ -53,7 +53,8 @@ ALLOWED = {
     "logger": {"logger"},
     "settings": {"settings"},
     "report": {"report"},
-    "cli": {"cli", "report", "settings", "master"},
+    "probe": {"probe", "settings", "master"},
+    "cli": {"cli", "report", "probe", "settings", "master"},
     "": {"", "cli"},
 }
 
@@ -100,7 +101,7 @@ def calls(path: Path) -> Iterator[str]:
 # The calls that can hurt, and the only modules that make them.
 HURTING = {
     r"os\.(fork|forkpty)|.*\.PyOS_\w+": {"poold.mold.clone", "poold.settings.apart", "poold.master.drill"},
-    r"os\.posix_spawnp?|subprocess\.\w+": {"poold.master.spawn"},
+    r"os\.posix_spawnp?|subprocess\.\w+": {"poold.master.children.spawn"},
     r"os\.exec\w+": {"poold.worker.adapters", "poold.master.program"},
     r"os\.(set\w*id|setgroups|initgroups)": {"poold.sandbox", "poold.worker.main"},  # the worker's setsid
     r"signal\.(signal|pthread_sigmask|set_wakeup_fd|sigaction)": {
@@ -111,18 +112,18 @@ HURTING = {
         "poold.exporter.main",
     },
     # The guard ends the master; the drill, in a trial, the processes that it has made for it.
-    r"os\.(kill|killpg)": {"poold.master.ladder", "poold.master.probe", "poold.master.guard", "poold.master.drill"},
+    r"os\.(kill|killpg)": {"poold.master.children.ladder", "poold.probe", "poold.master.guard", "poold.master.drill"},
     r"os\.(wait\w*)": {
         "poold.master.reaper",
-        "poold.master.tracees",  # stops, which are no exits
+        "poold.master.children.tracees",  # stops, which are no exits
         "poold.master.births",
-        "poold.master.loggers",  # the last child, which ends after the loop
-        "poold.master.probe",
+        "poold.master.children.loggers",  # the last child, which ends after the loop
+        "poold.probe",
         "poold.master.drill",
         "poold.mold.clone",
         "poold.settings.apart",
     },
-    r"(\w+\.)?_?ptrace": {"poold.master.tracees"},
+    r"(\w+\.)?_?ptrace": {"poold.master.children.tracees"},
     # The loop's holding off; an observer that waits for its scout.
     r"time\.sleep": {"poold.master.engine.loop", "poold.mold.scout"},
     r"threading\.\w+": set(),

@@ -7,7 +7,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from poold.address import Endpoint
 from poold.errors import InternalError
-from poold.master.children import TRANSITIONS, Child, ChildTable, cause_of, failure_of
+from poold.master.children.table import TRANSITIONS, Child, ChildTable, cause_of, failure_of
 from poold.master.clients.sessions import Session
 from poold.scoreboard import AUXILIARY_SLOTS, SLOTS
 from poold.words import Cause, Failure, Kind, State

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from poold.log import LINE_MAX, RECORD, Log
 from poold.logger.lines import PIECE, Lines
 from poold.logger.records import EVENTS, FIELDS, Recorder, note_output, note_own
-from poold.master.streams import reopened
+from poold.master.children.streams import reopened
 from tests.faultkit import Pipe, Poold, ended, gone, mold_of, needs_root, needs_strace, state, terminated, traced
 from tests.support import Client, Daemon, children_of, eventually, open_files, take_orphans
 from tests.upgradekit import upgrade, upgraded
@@ -369,7 +369,7 @@ def test_stack_of_a_stuck_master_is_in_the_log(poold: Poold) -> None:
 
 OTHERS_PIPE = """
 import os, sys
-from poold.master.streams import Streams
+from poold.master.children.streams import Streams
 reader, writer = os.pipe()
 os.dup2(writer, 2)
 os.setresuid(65534, 65534, 65534)

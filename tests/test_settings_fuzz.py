@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from poold.errors import Problem
 from poold.master import trials
-from poold.master.births import Exit
-from poold.master.children import Child
-from poold.master.spawn import memory_file
+from poold.master.children.exits import Exit
+from poold.master.children.spawn import memory_file
+from poold.master.children.table import Child
 from poold.settings import judge
 from poold.settings.config import People, of_document
 from poold.settings.judge import PROBLEMS_MAX

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from poold.master.children import Child
+from poold.master.children.table import Child
 from poold.master.engine.loop import Loop
 from poold.pages import ACTIVITY, ACTIVITY_SEALS, PAGE, STATUS_MAX
 from poold.scoreboard import keep_size, shared_memory

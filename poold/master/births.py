@@ -9,25 +9,16 @@ import errno
 import os
 from collections import Counter
 from dataclasses import dataclass, field
-from resource import struct_rusage
 
 from poold import __version__
 from poold.channel import Report
 from poold.errors import ProtocolError
 from poold.log import log
-from poold.master.children import Child, ChildTable
+from poold.master.children.exits import Exit
+from poold.master.children.table import Child, ChildTable
 from poold.master.engine.throttle import Throttle
 from poold.scoreboard import FORK_FAILURES, SPAWNED, Counters
 from poold.words import Kind
-
-
-@dataclass(slots=True)
-class Exit:
-    """How a process ended: its exit code (negative: signal; None: unknown) and what it used."""
-
-    pid: int
-    status: int | None
-    usage: struct_rusage | None
 
 
 @dataclass(slots=True)

@@ -30,8 +30,8 @@ from poold.channel import MADE, Word
 from poold.errors import ExitCode, Problem
 from poold.log import log, trace
 from poold.master import successor
+from poold.master.children.spawn import Launcher
 from poold.master.document.state import ChildPart, ListenerPart, MoldPart, SocketPart, StateDocument, StreamsPart
-from poold.master.spawn import Launcher
 from poold.pages import PAGE
 from poold.scoreboard import AUXILIARY_SLOTS, keep_size, shared_memory
 from poold.words import Kind, State

@@ -5,7 +5,7 @@ import resource
 import time
 
 from poold.log import log
-from poold.master.children import Child, ChildTable
+from poold.master.children.table import Child, ChildTable
 from poold.master.clients.sessions import Sessions
 from poold.master.current import Current
 from poold.master.engine.loop import Loop

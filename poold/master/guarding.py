@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Callable
 
-from poold.master.children import Child
+from poold.master.children.table import Child
 from poold.master.guard import READY, WATCH
 from poold.master.parts import Parts
 from poold.master.trials import Trials

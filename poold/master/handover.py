@@ -12,12 +12,12 @@ from poold import channel
 from poold.channel import Assignment, Outcome
 from poold.errors import ProtocolError
 from poold.log import log
-from poold.master.children import Child, ChildTable, cause_of
+from poold.master.children.ladder import Ladder
+from poold.master.children.table import Child, ChildTable, cause_of
 from poold.master.clients.sessions import Accepted, Session, Sessions
 from poold.master.current import Current
 from poold.master.engine.loop import Loop
 from poold.master.engine.throttle import Throttle
-from poold.master.ladder import Ladder
 from poold.scoreboard import HANDOVER_SECONDS, Counters
 from poold.words import Cause, Failure, State
 

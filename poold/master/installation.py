@@ -21,8 +21,8 @@ from importlib.metadata import Distribution, distributions
 from poold.errors import Problem
 from poold.log import log, trace
 from poold.master import footprint, names
+from poold.master.children.spawn import HOME, PROGRAMS
 from poold.master.footprint import File
-from poold.master.spawn import HOME, PROGRAMS
 
 PACKAGE = os.path.join(HOME, "poold")
 # Not a process of poold's: its modules may need what is not installed.

@@ -16,6 +16,7 @@ from poold import __version__, sandbox
 from poold.errors import ExitCode, InternalError
 from poold.log import log, trace
 from poold.master import takeover
+from poold.master.children.spawn import Launcher
 from poold.master.clients.sessions import Accepted
 from poold.master.clients.store import Store
 from poold.master.control import Answer, Reply
@@ -29,7 +30,6 @@ from poold.master.manager import Manager
 from poold.master.parts import Parts
 from poold.master.reloads import Reloads
 from poold.master.snapshot import Origin
-from poold.master.spawn import Launcher
 from poold.master.trials import Trials
 from poold.master.upgrades import Upgrades
 from poold.master.views import Views

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from poold.channel import MoldReport, MoldWord
 from poold.errors import ProtocolError
-from poold.master.children import Child
+from poold.master.children.table import Child
 
 # What may come after which word, but for the end.
 NEXT: Mapping[MoldWord | None, frozenset[MoldWord]] = {

@@ -15,16 +15,16 @@ from poold import __version__, channel
 from poold.channel import MoldReport, MoldWord
 from poold.errors import ProtocolError
 from poold.log import log
-from poold.master.births import Exit
-from poold.master.children import Child, ChildTable
+from poold.master.children.exits import Exit
+from poold.master.children.ladder import Ladder
+from poold.master.children.spawn import Launcher, Recipe
+from poold.master.children.table import Child, ChildTable
 from poold.master.current import Current
 from poold.master.engine.loop import Loop
 from poold.master.engine.throttle import Throttle
-from poold.master.ladder import Ladder
 from poold.master.mold import Mold, Prepared
 from poold.master.orders import Orders
 from poold.master.pool import Pool
-from poold.master.spawn import Launcher, Recipe
 from poold.scoreboard import MOLD_STARTS, SPAWNED, Counters
 from poold.words import Failure, Kind, State
 

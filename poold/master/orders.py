@@ -7,10 +7,10 @@ from poold import channel
 from poold.log import log
 from poold.master.activity import Activities
 from poold.master.births import Births
-from poold.master.children import Child, ChildTable
+from poold.master.children.ladder import Ladder
+from poold.master.children.table import Child, ChildTable
 from poold.master.current import Current
 from poold.master.engine.loop import Loop
-from poold.master.ladder import Ladder
 from poold.settings.descriptors import BIRTHS_MAX
 from poold.words import Failure, Kind
 

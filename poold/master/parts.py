@@ -10,7 +10,12 @@ from poold.log import log
 from poold.master import descriptors
 from poold.master.activity import Activities
 from poold.master.births import Births
-from poold.master.children import ChildTable
+from poold.master.children.exporters import Exporters
+from poold.master.children.ladder import Ladder
+from poold.master.children.loggers import Loggers
+from poold.master.children.spawn import Launcher
+from poold.master.children.streams import Streams
+from poold.master.children.table import ChildTable
 from poold.master.clients import sockets
 from poold.master.clients.linger import Linger
 from poold.master.clients.listeners import Listeners
@@ -20,18 +25,13 @@ from poold.master.control import Control, Verb
 from poold.master.current import Current
 from poold.master.document.state import StateDocument
 from poold.master.engine.loop import Loop
-from poold.master.exporters import Exporters
 from poold.master.failures import Failures
 from poold.master.gauges import Gauges
 from poold.master.handover import HandOver
-from poold.master.ladder import Ladder
-from poold.master.loggers import Loggers
 from poold.master.molds import Molds
 from poold.master.orders import Orders
 from poold.master.pool import Pool
 from poold.master.reaper import Reaper
-from poold.master.spawn import Launcher
-from poold.master.streams import Streams
 from poold.pages import PAGE, Phase
 from poold.scoreboard import SLOTS, Counters, Table, keep_size, read_only, shared_memory
 from poold.settings.config import Config

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from poold.errors import ExitCode
 from poold.log import log
-from poold.master.spawn import HOME, SUCCESSOR, memory_file
+from poold.master.children.spawn import HOME, SUCCESSOR, memory_file
 from poold.settings.config import LogFormat
 
 # The first lines of the next program. They are the old one's and need nothing of poold, because they must be able to say so when nothing

@@ -2,7 +2,7 @@
 
 SIGCHLD says "some"; the loop asks until nothing is left. Each exit is looked at before it is taken (waitid(2), WNOWAIT), because
 as long as the zombie is there its pid and its group are its own: what it said last is read, and what poold ended is swept up.
-A stop is no exit: `poold.master.tracees` takes those that come out of the wait as well.
+A stop is no exit: `poold.master.children.tracees` takes those that come out of the wait as well.
 """
 
 import os
@@ -11,15 +11,16 @@ from functools import partial
 
 from poold.log import log
 from poold.master.activity import Activities
-from poold.master.births import Births, Exit
-from poold.master.children import Child, ChildTable, failure_of
+from poold.master.births import Births
+from poold.master.children.exits import Exit
+from poold.master.children.ladder import Ladder
+from poold.master.children.table import Child, ChildTable, failure_of
+from poold.master.children.tracees import Tracees, is_process
 from poold.master.engine.deadlines import Callback
 from poold.master.engine.loop import Loop
 from poold.master.handover import HandOver
-from poold.master.ladder import Ladder
 from poold.master.orders import Orders
 from poold.master.pool import Pool
-from poold.master.tracees import Tracees, is_process
 from poold.scoreboard import CPU_SECONDS, FAILED, MEMORY_BYTES, REAPED, UNKNOWN_REAPED, Counters
 from poold.words import Cause, Failure, Kind
 

@@ -21,7 +21,7 @@ from poold import sandbox, stream
 from poold.errors import Problem, refusal
 from poold.log import log
 from poold.master import footprint, installation
-from poold.master.spawn import SUCCESSOR
+from poold.master.children.spawn import SUCCESSOR
 from poold.title import set_title
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def verdict(text: bytes, file: Path | None, document: bytes) -> dict[str, Any]:
 
 
 def _judged(text: bytes, file: Path | None, document: bytes) -> dict[str, Any]:
-    from poold.master import drill, spawn  # only what is undamaged
+    from poold.master import drill  # only what is undamaged
+    from poold.master.children import spawn  # only what is undamaged
     from poold.master.document import state  # only what is undamaged
     from poold.settings import config, judge
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from poold.master.children import Child
+from poold.master.children.table import Child
 from poold.master.clients.sessions import Session
 from poold.master.clients.sockets import Opened
 from poold.master.document import tally

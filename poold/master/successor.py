@@ -13,12 +13,12 @@ from pathlib import Path
 from poold import sandbox, systemd
 from poold.errors import ConfigError, ExitCode
 from poold.log import log, trace
+from poold.master.children.spawn import Launcher
 from poold.master.current import Current
 from poold.master.document import state
 from poold.master.document.state import StateDocument
 from poold.master.engine.signals import Inbox
 from poold.master.main import Master
-from poold.master.spawn import Launcher
 from poold.settings import config
 from poold.settings.config import People
 from poold.title import set_title

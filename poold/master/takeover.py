@@ -15,7 +15,7 @@ from poold.channel import Wire
 from poold.errors import ConfigError
 from poold.log import log
 from poold.master import activity
-from poold.master.children import Child
+from poold.master.children.table import Child
 from poold.master.clients import sockets
 from poold.master.clients.sessions import Session
 from poold.master.clients.sockets import Opened

@@ -12,10 +12,10 @@ from functools import partial
 from typing import Any
 
 from poold.errors import OWN_FAULT, Problem
-from poold.master.births import Exit
-from poold.master.children import Child
+from poold.master.children.exits import Exit
+from poold.master.children.spawn import memory_file
+from poold.master.children.table import Child
 from poold.master.parts import Parts
-from poold.master.spawn import memory_file
 from poold.scoreboard import SPAWNED
 from poold.words import Failure, Kind, State
 

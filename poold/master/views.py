@@ -10,9 +10,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from poold.master.children.spawn import memory_file
 from poold.master.control import Answer, Reply
 from poold.master.parts import Parts
-from poold.master.spawn import memory_file
 
 
 class Views:

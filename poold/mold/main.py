@@ -94,7 +94,7 @@ class Mold:
 
 
 def become_user(settings: dict[str, Any]) -> None:
-    """Be the user, and have the user's variables, where this interpreter was not started like that (`poold.master.spawn`)."""
+    """Be the user, and have the user's variables, where this interpreter was not started like that (`poold.master.children.spawn`)."""
     if sandbox.become_identity(settings["identity"]) and "variables" in settings:
         os.environ.clear()
         os.environ.update(settings["variables"])

@@ -10,13 +10,13 @@ from functools import partial
 from poold import channel
 from poold.channel import LOGGER_LEAVE, LOGGER_READY, LOGGER_WORD_MAX, LOST
 from poold.log import log
-from poold.master.births import Exit
-from poold.master.children import Child, ChildTable
+from poold.master.children.exits import Exit
+from poold.master.children.ladder import Ladder
+from poold.master.children.spawn import Launcher
+from poold.master.children.table import Child, ChildTable
 from poold.master.current import Current
 from poold.master.engine.loop import Loop
 from poold.master.engine.throttle import Throttle
-from poold.master.ladder import Ladder
-from poold.master.spawn import Launcher
 from poold.scoreboard import SPAWNED, Counters
 from poold.words import Kind, State
 

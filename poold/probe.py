@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from poold import channel
 from poold.channel import MoldWord
+from poold.master.children.spawn import Launcher
+from poold.master.children.streams import Streams
 from poold.master.descriptors import limits
-from poold.master.spawn import Launcher
-from poold.master.streams import Streams
 from poold.pages import PAGE
 from poold.scoreboard import shared_memory
 from poold.settings.config import Config, People

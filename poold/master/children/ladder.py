@@ -11,7 +11,7 @@ import socket
 from functools import partial
 
 from poold.log import log
-from poold.master.children import Child, ChildTable
+from poold.master.children.table import Child, ChildTable
 from poold.master.current import Current
 from poold.master.engine.deadlines import Callback
 from poold.master.engine.loop import Loop

@@ -20,14 +20,14 @@ from functools import partial
 from poold.channel import Wire
 from poold.lifeline import ANSWER, QUESTION, WORDS_MAX
 from poold.log import log
-from poold.master.births import Exit
-from poold.master.children import Child, ChildTable
+from poold.master.children.exits import Exit
+from poold.master.children.ladder import Ladder
+from poold.master.children.spawn import Launcher
+from poold.master.children.table import Child, ChildTable
 from poold.master.clients.sockets import Opened
 from poold.master.current import Current
 from poold.master.engine.loop import Loop
 from poold.master.engine.throttle import Throttle
-from poold.master.ladder import Ladder
-from poold.master.spawn import Launcher
 from poold.scoreboard import SPAWNED, Counters, read_only
 from poold.words import Failure, Kind, State
 

@@ -1,6 +1,6 @@
 """Starts fresh interpreters: mold, exporter, trial. Workers are not started here; the mold clones them.
 
-A child inherits descriptors 0 (/dev/null), 1 and 2 (see `poold.master.streams`) and the ones it is given by name, as `NAME=NUMBER`
+A child inherits descriptors 0 (/dev/null), 1 and 2 (see `poold.master.children.streams`) and the ones it is given by name, as `NAME=NUMBER`
 arguments. Everything else is close-on-exec. Signals: none blocked, every disposition at its default. In a session of its own, so that a
 terminal's Ctrl-C reaches the master alone. Its settings say who its master is, so that it ends with it also if that is dead already.
 
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from poold.log import log
+from poold.master.children.streams import Streams
 from poold.master.current import Current
-from poold.master.streams import Streams
 from poold.scoreboard import shared_memory
 from poold.settings.config import Config, People, Server
 
@@ -42,7 +42,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # master's own, wherever it was found; its folder is on the path for that one import only.
 PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); import poold; del sys.path[0]; from {module} import main; sys.exit(main())"
 # Not resolved: behind a link that an operator moves to another release, an upgrade finds that one.
-HOME = str(Path(__file__).absolute().parent.parent.parent)
+HOME = str(Path(__file__).absolute().parents[3])
 
 
 @dataclass(frozen=True, slots=True)

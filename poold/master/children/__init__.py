@@ -1,0 +1,1 @@
+"""Any process that the master starts, whatever its kind."""
