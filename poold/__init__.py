@@ -8,7 +8,7 @@ Where each box of a concurrent server's flowchart lives:
     initialise daemon        poold.master.main      Master.__init__, Master._start
     process signals          poold.master.engine.signals   Inbox notes; Master._on_signals acts
     accept                   poold.master.clients.listeners Listeners._accept
-    fork                     poold.mold.clone       clone_worker, asked for by poold.master.orders
+    fork                     poold.mold.clone       clone_worker, asked for by poold.master.pool.orders
     (child) close top socket poold.worker.main      Worker.live: a mold is started without any listener, so there is none to close;
                                                     what it has of its own, its channel, is closed here
     (child) serve            poold.worker.main      Worker.serve

@@ -3,7 +3,7 @@
 Loaded by the mold, so it imports little. `phase` is one page that the master writes; the mold maps it read-only, once for all its
 workers. An activity page is a memory file of one worker's own: nobody but that worker and the master ever has a descriptor of it, and
 its seals let nobody cut it or make it longer. A worker writes to it when it has something to say, which most never have. What the
-master reads there (`poold.master.activity`) is gossip: it may change that session's own fate and nothing else.
+master reads there (`poold.master.pool.activity`) is gossip: it may change that session's own fate and nothing else.
 
 One page of a file that all workers share would not do: mremap(2) with an old size of 0, or growing, and remap_file_pages(2) reach
 the neighbours of a page that is mapped, without any descriptor.

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poold.master.activity import SILENT, understand
+from poold.master.pool.activity import SILENT, understand
 from poold.pages import ACTIVITY, ACTIVITY_SEALS, PAGE, Activity
 from poold.scoreboard import keep_size, shared_memory
 from tests.support import Client, Daemon, eventually

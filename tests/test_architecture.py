@@ -116,7 +116,7 @@ HURTING = {
     r"os\.(wait\w*)": {
         "poold.master.reaper",
         "poold.master.children.tracees",  # stops, which are no exits
-        "poold.master.births",
+        "poold.master.pool.births",
         "poold.master.children.loggers",  # the last child, which ends after the loop
         "poold.probe",
         "poold.master.drill",

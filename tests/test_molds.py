@@ -17,7 +17,7 @@ from poold import __version__
 from poold.channel import ANSWER_HEAD, MADE, MoldReport, MoldWord, mold_report
 from poold.errors import ProtocolError
 from poold.master.children.table import Child
-from poold.master.mold import FAILURES_MAX, FAILURES_SECONDS, Mold, Streak
+from poold.master.pool.mold import FAILURES_MAX, FAILURES_SECONDS, Mold, Streak
 from poold.words import Kind
 from tests.faultkit import mold_of, needs_root, pids_limit, titled
 from tests.pythonkit import shared_python

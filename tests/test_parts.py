@@ -15,7 +15,7 @@ from poold.address import Address, Endpoint
 from poold.log import FIELD_MAX, LIMITED, Log, printable
 from poold.master.engine.deadlines import Deadlines
 from poold.master.engine.throttle import DELAY_MAX, DELAY_MIN, Throttle
-from poold.master.pool import CROWD_MAX, CROWD_MIN, HOLDOFF_EACH, holdoff
+from poold.master.pool.pool import CROWD_MAX, CROWD_MIN, HOLDOFF_EACH, holdoff
 from poold.pages import PAGE, Phase, PhaseView
 from poold.scoreboard import Counters, CountersView, Row, Table, TableView, read_only, shared_memory
 from poold.words import Cause, Kind, State

@@ -9,7 +9,7 @@ from poold.master.children.table import Child, ChildTable
 from poold.master.clients.sessions import Sessions
 from poold.master.current import Current
 from poold.master.engine.loop import Loop
-from poold.master.pool import Pool
+from poold.master.pool.pool import Pool
 from poold.scoreboard import (
     BARREN_FROM,
     CHILDREN,

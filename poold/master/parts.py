@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from poold.log import log
 from poold.master import descriptors
-from poold.master.activity import Activities
-from poold.master.births import Births
 from poold.master.children.exporters import Exporters
 from poold.master.children.ladder import Ladder
 from poold.master.children.loggers import Loggers
@@ -25,12 +23,14 @@ from poold.master.control import Control, Verb
 from poold.master.current import Current
 from poold.master.document.state import StateDocument
 from poold.master.engine.loop import Loop
-from poold.master.failures import Failures
 from poold.master.gauges import Gauges
-from poold.master.handover import HandOver
-from poold.master.molds import Molds
-from poold.master.orders import Orders
-from poold.master.pool import Pool
+from poold.master.pool.activity import Activities
+from poold.master.pool.births import Births
+from poold.master.pool.failures import Failures
+from poold.master.pool.handover import HandOver
+from poold.master.pool.molds import Molds
+from poold.master.pool.orders import Orders
+from poold.master.pool.pool import Pool
 from poold.master.reaper import Reaper
 from poold.pages import PAGE, Phase
 from poold.scoreboard import SLOTS, Counters, Table, keep_size, read_only, shared_memory

@@ -10,17 +10,17 @@ from collections.abc import Callable
 from functools import partial
 
 from poold.log import log
-from poold.master.activity import Activities
-from poold.master.births import Births
 from poold.master.children.exits import Exit
 from poold.master.children.ladder import Ladder
 from poold.master.children.table import Child, ChildTable, failure_of
 from poold.master.children.tracees import Tracees, is_process
 from poold.master.engine.deadlines import Callback
 from poold.master.engine.loop import Loop
-from poold.master.handover import HandOver
-from poold.master.orders import Orders
-from poold.master.pool import Pool
+from poold.master.pool.activity import Activities
+from poold.master.pool.births import Births
+from poold.master.pool.handover import HandOver
+from poold.master.pool.orders import Orders
+from poold.master.pool.pool import Pool
 from poold.scoreboard import CPU_SECONDS, FAILED, MEMORY_BYTES, REAPED, UNKNOWN_REAPED, Counters
 from poold.words import Cause, Failure, Kind
 

@@ -14,7 +14,6 @@ from poold.address import Address, Endpoint
 from poold.channel import Wire
 from poold.errors import ConfigError
 from poold.log import log
-from poold.master import activity
 from poold.master.children.table import Child
 from poold.master.clients import sockets
 from poold.master.clients.sessions import Session
@@ -23,6 +22,7 @@ from poold.master.control import Control, Reply, Verb
 from poold.master.document import tally
 from poold.master.document.state import ChildPart, ListenerPart, PeerPart, SessionPart, SocketPart, StateDocument
 from poold.master.parts import Parts
+from poold.master.pool import activity
 from poold.scoreboard import LOOP_ERRORS
 from poold.settings.config import Config, Listener
 from poold.words import Kind, State

@@ -10,14 +10,14 @@ from poold import channel
 from poold.channel import Report, Word
 from poold.errors import ProtocolError
 from poold.log import log
-from poold.master.births import Births
 from poold.master.children.ladder import Ladder
 from poold.master.children.table import Child, ChildTable
 from poold.master.current import Current
 from poold.master.engine.deadlines import Deadline
 from poold.master.engine.loop import Loop
-from poold.master.handover import HandOver
-from poold.master.orders import Orders
+from poold.master.pool.births import Births
+from poold.master.pool.handover import HandOver
+from poold.master.pool.orders import Orders
 from poold.settings.config import WhenFull
 from poold.words import Cause, Failure, Kind, State
 

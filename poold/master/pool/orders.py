@@ -5,12 +5,12 @@ from functools import partial
 
 from poold import channel
 from poold.log import log
-from poold.master.activity import Activities
-from poold.master.births import Births
 from poold.master.children.ladder import Ladder
 from poold.master.children.table import Child, ChildTable
 from poold.master.current import Current
 from poold.master.engine.loop import Loop
+from poold.master.pool.activity import Activities
+from poold.master.pool.births import Births
 from poold.settings.descriptors import BIRTHS_MAX
 from poold.words import Failure, Kind
 

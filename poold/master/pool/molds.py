@@ -22,9 +22,9 @@ from poold.master.children.table import Child, ChildTable
 from poold.master.current import Current
 from poold.master.engine.loop import Loop
 from poold.master.engine.throttle import Throttle
-from poold.master.mold import Mold, Prepared
-from poold.master.orders import Orders
-from poold.master.pool import Pool
+from poold.master.pool.mold import Mold, Prepared
+from poold.master.pool.orders import Orders
+from poold.master.pool.pool import Pool
 from poold.scoreboard import MOLD_STARTS, SPAWNED, Counters
 from poold.words import Failure, Kind, State
 

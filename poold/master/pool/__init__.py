@@ -1,0 +1,1 @@
+"""How a worker is made and meets its client."""
