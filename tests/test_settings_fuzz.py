@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poold.errors import Problem
-from poold.master import trials
+from poold.master.change import trials
 from poold.master.children.exits import Exit
 from poold.master.children.spawn import memory_file
 from poold.master.children.table import Child

@@ -57,7 +57,7 @@ DAMAGE: list[tuple[Callable[[Path, str], None], str]] = [
     (remove, "worker/adapters.py"),
     *(
         (cut, f"master/{name}.py")
-        for name in ("main", "engine/deadlines", "reloads", "clients/sessions", "pool/handover", "snapshot", "guard", "upgrades")
+        for name in ("main", "engine/deadlines", "change/reloads", "clients/sessions", "pool/handover", "snapshot", "guard", "upgrades")
     ),
     *((cut, part) for part in ("exporter/main.py", "worker/main.py", "settings/lines.py", "mold/scout.py")),
 ]

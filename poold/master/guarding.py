@@ -3,10 +3,10 @@
 import socket
 from collections.abc import Callable
 
+from poold.master.change.trials import Trials
 from poold.master.children.table import Child
 from poold.master.guard import READY, WATCH
 from poold.master.parts import Parts
-from poold.master.trials import Trials
 
 # Told that the guard is ready, or why there is none.
 Ready = Callable[[str | None], object]

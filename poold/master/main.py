@@ -16,21 +16,21 @@ from poold import __version__, sandbox
 from poold.errors import ExitCode, InternalError
 from poold.log import log, trace
 from poold.master import takeover
+from poold.master.change.drain import Drain
+from poold.master.change.reloads import Reloads
+from poold.master.change.trials import Trials
 from poold.master.children.spawn import Launcher
 from poold.master.clients.sessions import Accepted
 from poold.master.clients.store import Store
 from poold.master.control import Answer, Reply
 from poold.master.current import Current
 from poold.master.document.state import StateDocument
-from poold.master.drain import Drain
 from poold.master.engine.deadlines import Callback
 from poold.master.engine.loop import Loop
 from poold.master.engine.signals import Inbox
 from poold.master.manager import Manager
 from poold.master.parts import Parts
-from poold.master.reloads import Reloads
 from poold.master.snapshot import Origin
-from poold.master.trials import Trials
 from poold.master.upgrades import Upgrades
 from poold.master.views import Views
 from poold.scoreboard import REFUSED, RELOAD_SUCCESS_AT, RELOAD_SUCCESSFUL, UPGRADES

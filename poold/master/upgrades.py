@@ -21,7 +21,9 @@ from typing import Any, NoReturn
 from poold import __version__
 from poold.errors import OWN_FAULT, ConfigError, Problem
 from poold.log import log
-from poold.master import footprint, program, snapshot, trials
+from poold.master import footprint, program, snapshot
+from poold.master.change import trials
+from poold.master.change.trials import Trials
 from poold.master.children.spawn import REHEARSAL, Recipe, memory_file
 from poold.master.document import state
 from poold.master.document.state import MoldPart
@@ -30,7 +32,6 @@ from poold.master.engine.signals import Inbox
 from poold.master.guarding import Guard
 from poold.master.parts import Parts
 from poold.master.snapshot import Origin
-from poold.master.trials import Trials
 from poold.scoreboard import UPGRADES
 from poold.settings import file as settings
 from poold.words import UpgradeResult

@@ -24,7 +24,10 @@ from typing import Any
 
 from poold.errors import OWN_FAULT, ConfigError, Problem
 from poold.log import log
-from poold.master import descriptors, trials
+from poold.master import descriptors
+from poold.master.change import trials
+from poold.master.change.plan import Plan, plan
+from poold.master.change.trials import Trials
 from poold.master.children import exporters
 from poold.master.children.spawn import memory_file
 from poold.master.clients import sockets
@@ -32,8 +35,6 @@ from poold.master.clients.sockets import Opened
 from poold.master.current import Current
 from poold.master.engine.deadlines import Callback, Deadline
 from poold.master.parts import Parts
-from poold.master.plan import Plan, plan
-from poold.master.trials import Trials
 from poold.scoreboard import RELOAD_SUCCESS_AT, RELOAD_SUCCESSFUL, RELOADS
 from poold.settings import file as settings
 from poold.settings.config import People, of_document

@@ -1,0 +1,1 @@
+"""Replacing the settings, trying what would replace them, and ending."""
