@@ -100,9 +100,9 @@ def calls(path: Path) -> Iterator[str]:
 
 # The calls that can hurt, and the only modules that make them.
 HURTING = {
-    r"os\.(fork|forkpty)|.*\.PyOS_\w+": {"poold.mold.clone", "poold.settings.apart", "poold.master.drill"},
+    r"os\.(fork|forkpty)|.*\.PyOS_\w+": {"poold.mold.clone", "poold.settings.apart", "poold.master.upgrade.drill"},
     r"os\.posix_spawnp?|subprocess\.\w+": {"poold.master.children.spawn"},
-    r"os\.exec\w+": {"poold.worker.adapters", "poold.master.program"},
+    r"os\.exec\w+": {"poold.worker.adapters", "poold.master.upgrade.program"},
     r"os\.(set\w*id|setgroups|initgroups)": {"poold.sandbox", "poold.worker.main"},  # the worker's setsid
     r"signal\.(signal|pthread_sigmask|set_wakeup_fd|sigaction)": {
         "poold.master.engine.signals",
@@ -112,14 +112,14 @@ HURTING = {
         "poold.exporter.main",
     },
     # The guard ends the master; the drill, in a trial, the processes that it has made for it.
-    r"os\.(kill|killpg)": {"poold.master.children.ladder", "poold.probe", "poold.master.guard", "poold.master.drill"},
+    r"os\.(kill|killpg)": {"poold.master.children.ladder", "poold.probe", "poold.master.guard", "poold.master.upgrade.drill"},
     r"os\.(wait\w*)": {
         "poold.master.reaper",
         "poold.master.children.tracees",  # stops, which are no exits
         "poold.master.pool.births",
         "poold.master.children.loggers",  # the last child, which ends after the loop
         "poold.probe",
-        "poold.master.drill",
+        "poold.master.upgrade.drill",
         "poold.mold.clone",
         "poold.settings.apart",
     },

@@ -193,7 +193,7 @@ def test_every_step_of_a_reload(faulty: Faulty, slice_: int) -> None:
 @pytest.mark.parametrize("slice_", TAKEN)
 def test_every_step_of_an_upgrade(faulty: Faulty, slice_: int) -> None:
     """Whichever function raises before the exec of an upgrade: it ends, whoever asked hears of it, and the next one works."""
-    first, last = "poold.master.upgrades:Upgrades.asked", "poold.master.program:replace"
+    first, last = "poold.master.upgrade.upgrades:Upgrades.asked", "poold.master.upgrade.program:replace"
     steps = faulty.steps(lambda: faulty.asked("upgrade"), first=first, last=last)
     assert len(steps) > 60
     with faulty.daemon.connect() as client:

@@ -53,11 +53,20 @@ def alter(installed: Path, part: str) -> None:
 DAMAGE: list[tuple[Callable[[Path, str], None], str]] = [
     (empty, "systemd.py"),
     (empty, "master/clients/sockdiag.py"),
-    (remove, "master/takeover.py"),
+    (remove, "master/upgrade/takeover.py"),
     (remove, "worker/adapters.py"),
     *(
         (cut, f"master/{name}.py")
-        for name in ("main", "engine/deadlines", "change/reloads", "clients/sessions", "pool/handover", "snapshot", "guard", "upgrades")
+        for name in (
+            "main",
+            "engine/deadlines",
+            "change/reloads",
+            "clients/sessions",
+            "pool/handover",
+            "upgrade/snapshot",
+            "guard",
+            "upgrade/upgrades",
+        )
     ),
     *((cut, part) for part in ("exporter/main.py", "worker/main.py", "settings/lines.py", "mold/scout.py")),
 ]
@@ -193,7 +202,7 @@ def between(tmp_path: Path, poold: Poold) -> Callable[[Mapping[str, str]], Betwe
     return lambda environ: Between(poold, tmp_path, environ)
 
 
-@pytest.mark.parametrize("part", ["master/takeover.py", "worker/main.py", "__init__.py"])
+@pytest.mark.parametrize("part", ["master/upgrade/takeover.py", "worker/main.py", "__init__.py"])
 @pytest.mark.parametrize("how", [remove, empty, "touch", "replace"], ids=lambda how: getattr(how, "__name__", how))
 def test_a_file_that_changes_after_the_trial(tmp_path: Path, between: Callable[..., Between], how: Any, part: str) -> None:
     """A module that is removed, emptied, written anew or replaced between trial and exec: nothing is executed, and nobody is lost."""

@@ -15,7 +15,6 @@ from typing import Any
 from poold import __version__, sandbox
 from poold.errors import ExitCode, InternalError
 from poold.log import log, trace
-from poold.master import takeover
 from poold.master.change.drain import Drain
 from poold.master.change.reloads import Reloads
 from poold.master.change.trials import Trials
@@ -30,8 +29,9 @@ from poold.master.engine.loop import Loop
 from poold.master.engine.signals import Inbox
 from poold.master.manager import Manager
 from poold.master.parts import Parts
-from poold.master.snapshot import Origin
-from poold.master.upgrades import Upgrades
+from poold.master.upgrade import takeover
+from poold.master.upgrade.snapshot import Origin
+from poold.master.upgrade.upgrades import Upgrades
 from poold.master.views import Views
 from poold.scoreboard import REFUSED, RELOAD_SUCCESS_AT, RELOAD_SUCCESSFUL, UPGRADES
 from poold.title import set_title

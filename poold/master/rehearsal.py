@@ -3,10 +3,10 @@
 Started as `poold.settings.trial` is, and by another version's master: it gets the bytes of the settings file (`text`), the state
 document (`state`) and `settings` with `file` and `master`, and writes into `result` what that trial writes, and besides `mold`: what this
 code's mold is to be started with, which the other code passes on as it is; and `files`: what the new program consists of on disk, which
-must be there still when it is executed (`poold.master.footprint`).
+must be there still when it is executed (`poold.master.upgrade.footprint`).
 
 It trusts the installation last of all: it looks at the files before it imports them, imports them all, and has the new program taken
-over and driven once (`poold.master.drill`) before it says yes.
+over and driven once (`poold.master.upgrade.drill`) before it says yes.
 """
 
 import json
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from poold import sandbox, stream
 from poold.errors import Problem, refusal
 from poold.log import log
-from poold.master import footprint, installation
 from poold.master.children.spawn import SUCCESSOR
+from poold.master.upgrade import footprint, installation
 from poold.title import set_title
 
 if TYPE_CHECKING:
@@ -69,9 +69,9 @@ def verdict(text: bytes, file: Path | None, document: bytes) -> dict[str, Any]:
 
 
 def _judged(text: bytes, file: Path | None, document: bytes) -> dict[str, Any]:
-    from poold.master import drill  # only what is undamaged
     from poold.master.children import spawn  # only what is undamaged
     from poold.master.document import state  # only what is undamaged
+    from poold.master.upgrade import drill  # only what is undamaged
     from poold.settings import config, judge
 
     try:

@@ -32,7 +32,7 @@ def main() -> None:
     set_title("master")
     fds = {name: int(number) for name, _, number in (argument.partition("=") for argument in sys.argv[1:])}
     origin = dict(os.environ)
-    # Whatever is raised before it is known how to tell, the program's first lines tell (`poold.master.program`).
+    # Whatever is raised before it is known how to tell, the program's first lines tell (`poold.master.upgrade.program`).
     found, guard = _read(fds["state"]), fds.get("guard")
     log.configure(format=found.settings["log"]["format"], level=found.settings["log"]["level"])
     try:

@@ -3,7 +3,7 @@
 Two versions of poold meet here, so a field that is not known is ignored, one that may be missing has a default, and what is
 not understood (another format, a kind of child that this version does not have, a number that cannot be) makes the whole document
 unreadable. The trial of an upgrade reads it first, while nothing has changed. Descriptors and pids are numbers here; that
-they are what they are said to be is found out by `poold.master.takeover`.
+they are what they are said to be is found out by `poold.master.upgrade.takeover`.
 """
 
 import json

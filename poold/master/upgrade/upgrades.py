@@ -21,7 +21,6 @@ from typing import Any, NoReturn
 from poold import __version__
 from poold.errors import OWN_FAULT, ConfigError, Problem
 from poold.log import log
-from poold.master import footprint, program, snapshot
 from poold.master.change import trials
 from poold.master.change.trials import Trials
 from poold.master.children.spawn import REHEARSAL, Recipe, memory_file
@@ -29,9 +28,10 @@ from poold.master.document import state
 from poold.master.document.state import MoldPart
 from poold.master.engine.deadlines import Callback, Deadline
 from poold.master.engine.signals import Inbox
-from poold.master.guarding import Guard
 from poold.master.parts import Parts
-from poold.master.snapshot import Origin
+from poold.master.upgrade import footprint, program, snapshot
+from poold.master.upgrade.guarding import Guard
+from poold.master.upgrade.snapshot import Origin
 from poold.scoreboard import UPGRADES
 from poold.settings import file as settings
 from poold.words import UpgradeResult

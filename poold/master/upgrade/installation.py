@@ -3,7 +3,7 @@
     damaged     by what the installer has written down, where it has (`record`)
     incomplete  by what the modules say themselves, where it has not
     load        every one of the modules, `modules`
-    …_files     what the new program consists of, for `poold.master.footprint`
+    …_files     what the new program consists of, for `poold.master.upgrade.footprint`
 
 Standard library only, and it must be importable when the rest of the package is not.
 """
@@ -20,9 +20,9 @@ from importlib.metadata import Distribution, distributions
 
 from poold.errors import Problem
 from poold.log import log, trace
-from poold.master import footprint, names
 from poold.master.children.spawn import HOME, PROGRAMS
-from poold.master.footprint import File
+from poold.master.upgrade import footprint, names
+from poold.master.upgrade.footprint import File
 
 PACKAGE = os.path.join(HOME, "poold")
 # Not a process of poold's: its modules may need what is not installed.

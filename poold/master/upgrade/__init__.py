@@ -1,0 +1,1 @@
+"""Replacing the program: the same process goes on as the code that is on disk by then."""
