@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poold import rpc
-from poold.master import control
 from poold.master.clients import sockets
-from poold.master.control import Answer, Control, Reply
 from poold.master.engine.loop import Loop
 from poold.master.engine.signals import Inbox
+from poold.master.outside import control
+from poold.master.outside.control import Answer, Control, Reply
 from tests.support import DEADLINE, Client, Daemon, eventually, open_files
 from tests.test_paths import at_the_gate
 

@@ -68,7 +68,7 @@ if any("from poold.master.successor" in word or word == "poold" for word in __im
 KINDS = ("memory", "recursion", "key")
 # These are what ends a reload, and what says how: there is nobody else who could, did they not even begin.
 BEYOND = {"poold.master.engine.loop:Loop.guarded", "poold.master.engine.loop:Loop.each", "poold.master.engine.loop:Loop.note_error"}
-BEYOND |= {"poold.log:trace", "poold.master.control:Control._answer"}
+BEYOND |= {"poold.log:trace", "poold.master.outside.control:Control._answer"}
 
 
 class Faulty:
@@ -169,7 +169,7 @@ TAKEN = range(SLICES) if "EVERY_STEP" in os.environ else (0, 7)
 def test_every_step_of_a_reload(faulty: Faulty, slice_: int) -> None:
     """Whichever function raises during a reload, whatever it raises: the reload ends, whoever asked hears of it, and the next one works."""
     faulty.rewrite(moved=True)
-    first, last = "poold.master.change.reloads:Reloads.asked", "poold.master.control:Control._answer"
+    first, last = "poold.master.change.reloads:Reloads.asked", "poold.master.outside.control:Control._answer"
     steps = faulty.steps(faulty.settled, first=first, last=last)
     assert len(steps) > 80
     faulty.rewrite(moved=False)

@@ -21,18 +21,18 @@ from poold.master.change.trials import Trials
 from poold.master.children.spawn import Launcher
 from poold.master.clients.sessions import Accepted
 from poold.master.clients.store import Store
-from poold.master.control import Answer, Reply
 from poold.master.current import Current
 from poold.master.document.state import StateDocument
 from poold.master.engine.deadlines import Callback
 from poold.master.engine.loop import Loop
 from poold.master.engine.signals import Inbox
-from poold.master.manager import Manager
+from poold.master.outside.control import Answer, Reply
+from poold.master.outside.manager import Manager
+from poold.master.outside.views import Views
 from poold.master.parts import Parts
 from poold.master.upgrade import takeover
 from poold.master.upgrade.snapshot import Origin
 from poold.master.upgrade.upgrades import Upgrades
-from poold.master.views import Views
 from poold.scoreboard import REFUSED, RELOAD_SUCCESS_AT, RELOAD_SUCCESSFUL, UPGRADES
 from poold.title import set_title
 from poold.words import Cause, Kind, Refusal, UpgradeResult

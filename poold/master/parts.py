@@ -19,11 +19,11 @@ from poold.master.clients.linger import Linger
 from poold.master.clients.listeners import Listeners
 from poold.master.clients.sessions import Sessions
 from poold.master.clients.store import Store
-from poold.master.control import Control, Verb
 from poold.master.current import Current
 from poold.master.document.state import StateDocument
 from poold.master.engine.loop import Loop
-from poold.master.gauges import Gauges
+from poold.master.outside.control import Control, Verb
+from poold.master.outside.gauges import Gauges
 from poold.master.pool.activity import Activities
 from poold.master.pool.births import Births
 from poold.master.pool.failures import Failures

@@ -18,9 +18,9 @@ from poold.master.children.table import Child
 from poold.master.clients import sockets
 from poold.master.clients.sessions import Session
 from poold.master.clients.sockets import Opened
-from poold.master.control import Control, Reply, Verb
 from poold.master.document import tally
 from poold.master.document.state import ChildPart, ListenerPart, PeerPart, SessionPart, SocketPart, StateDocument
+from poold.master.outside.control import Control, Reply, Verb
 from poold.master.parts import Parts
 from poold.master.pool import activity
 from poold.scoreboard import LOOP_ERRORS

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from poold.master.children.spawn import memory_file
-from poold.master.control import Answer, Reply
+from poold.master.outside.control import Answer, Reply
 from poold.master.parts import Parts
 
 

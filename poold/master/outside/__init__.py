@@ -1,0 +1,1 @@
+"""Whoever is neither client nor child: the control socket, the service manager, whoever reads the gauges."""
