@@ -5,21 +5,32 @@ its children in a table that SIGCHLD empties, and an exporter shows the counts t
 
 Where each box of a concurrent server's flowchart lives:
 
-    initialise daemon        poold.master.main      Master.__init__, Master._start
-    process signals          poold.master.engine.signals   Inbox notes; Master._on_signals acts
+    initialise daemon        poold.master.main              Master.__init__, Master._start
+    process signals          poold.master.engine.signals    Inbox notes; Master._on_signals acts
     accept                   poold.master.clients.listeners Listeners._accept
-    fork                     poold.mold.clone       clone_worker, asked for by poold.master.pool.orders
-    (child) close top socket poold.worker.main      Worker.live: a mold is started without any listener, so there is none to close;
-                                                    what it has of its own, its channel, is closed here
-    (child) serve            poold.worker.main      Worker.serve
-    (child) close accepted   poold.worker.main      Worker.serve, by Connection.close
-    (child) exit             poold.worker.main      live: os._exit, never back to accept
+    fork                     poold.mold.clone               clone_worker, asked for by poold.master.pool.orders
+    (child) close top socket poold.worker.main              Worker.live: a mold is started without any listener, so there is none to
+                                                            close; what it has of its own, its channel, is closed here
+    (child) serve            poold.worker.main              Worker.serve
+    (child) close accepted   poold.worker.main              Worker.serve, by Connection.close
+    (child) exit             poold.worker.main              live: os._exit, never back to accept
     (parent) close accepted  poold.master.clients.sessions  Sessions.acknowledge, once the worker has said that it has it
-    reap                     poold.master.reaper    Reaper.reap
+    reap                     poold.master.reaper            Reaper.reap
 
 A directory is a process: `master`, `mold`, `worker`, `exporter`, `logger`. What lies beside them is public (`connection`, `address`,
 `handlers`), crosses a process boundary (`channel`, `lifeline`, `rpc`, `scoreboard`, `pages`, `words`, `log`, `stream`), is a child's first
-act (`sandbox`, `title`), or is the command line (`cli`, `report`). `settings` is what judges poold.toml.
+act (`arguments`, `sandbox`, `title`), or is the command line (`cli`, `report`, `probe`). `settings` is what judges poold.toml.
+
+A folder of `master` is a concern, and above them all stand `parts`, which builds them, and `main`, which turns the loop:
+
+    engine    waiting: for descriptors, signals and moments; nothing there knows anything of poold
+    clients   whoever connects, from the listening socket to the session's end
+    children  any process that the master starts, whatever its kind
+    pool      how a worker is made and meets its client
+    change    replacing the settings, trying what would replace them, and ending
+    upgrade   replacing the program; `successor`, `rehearsal` and `guard` are the programs that take part
+    document  what crosses an exec
+    outside   whoever is neither client nor child: control socket, service manager, readers of the gauges
 
 A connection's way, one direction only:
 

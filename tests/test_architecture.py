@@ -89,6 +89,26 @@ def test_imports_have_no_cycle() -> None:
         visit(name, ())
 
 
+# The rooms of the master, from the ground up: a room imports those before it. What stands in no room composes them.
+ROOMS = ("engine", "document", "clients", "children", "pool", "outside", "change", "upgrade")
+
+
+def room_of(name: str) -> str:
+    """Return the room of the master that a module stands in, "" for none."""
+    parts = name.split(".")
+    return parts[2] if parts[:2] == ["poold", "master"] and len(parts) > 3 else ""
+
+
+def test_rooms_of_the_master_stand_one_upon_the_other() -> None:
+    """A folder of the master imports only folders below it, and every folder has its place."""
+    assert {folder.name for folder in (PACKAGE / "master").iterdir() if (folder / "__init__.py").exists()} == set(ROOMS)
+    for path in TREES:
+        room = room_of(name_of(path))
+        for imported in imports(path, typing_too=True):
+            if room and room_of(imported):
+                assert ROOMS.index(room_of(imported)) <= ROOMS.index(room), f"{name_of(path)} imports {imported}"
+
+
 def calls(path: Path) -> Iterator[str]:
     """Yield every name, dotted or not, that a module calls."""
     for node in ast.walk(TREES[path]):
@@ -100,7 +120,7 @@ def calls(path: Path) -> Iterator[str]:
 
 # The calls that can hurt, and the only modules that make them.
 HURTING = {
-    r"os\.(fork|forkpty)|.*\.PyOS_\w+": {"poold.mold.clone", "poold.settings.apart", "poold.master.upgrade.drill"},
+    r"os\.(fork|forkpty)|.*\.PyOS_\w+": {"poold.mold.clone", "poold.settings.apart", "poold.master.drill"},
     r"os\.posix_spawnp?|subprocess\.\w+": {"poold.master.children.spawn"},
     r"os\.exec\w+": {"poold.worker.adapters", "poold.master.upgrade.program"},
     r"os\.(set\w*id|setgroups|initgroups)": {"poold.sandbox", "poold.worker.main"},  # the worker's setsid
@@ -112,14 +132,14 @@ HURTING = {
         "poold.exporter.main",
     },
     # The guard ends the master; the drill, in a trial, the processes that it has made for it.
-    r"os\.(kill|killpg)": {"poold.master.children.ladder", "poold.probe", "poold.master.guard", "poold.master.upgrade.drill"},
+    r"os\.(kill|killpg)": {"poold.master.children.ladder", "poold.probe", "poold.master.guard", "poold.master.drill"},
     r"os\.(wait\w*)": {
         "poold.master.reaper",
         "poold.master.children.tracees",  # stops, which are no exits
         "poold.master.pool.births",
         "poold.master.children.loggers",  # the last child, which ends after the loop
         "poold.probe",
-        "poold.master.upgrade.drill",
+        "poold.master.drill",
         "poold.mold.clone",
         "poold.settings.apart",
     },

@@ -26,9 +26,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poold.handlers.chat import check_options
-from poold.handlers.chat_hall import hall_name
-from poold.handlers.chat_options import NUMBERS
-from poold.handlers.chat_text import Backlog, Bucket, LineSplitter, clean, common_form, decode, encode, fit, key, name_problem
+from poold.handlers.chat.hall import hall_name
+from poold.handlers.chat.options import NUMBERS
+from poold.handlers.chat.text import Backlog, Bucket, LineSplitter, clean, common_form, decode, encode, fit, key, name_problem
 from tests.support import Client as WireClient
 from tests.support import Daemon, eventually
 
@@ -72,7 +72,7 @@ except ConnectionError:
 connection.close()
 """
 # By default a session wakes for nothing but what it is sent.
-QUIET = {"chat.TICK": 600.0}
+QUIET = {"chat.session.TICK": 600.0}
 # Stands for another master: its child is a session of another daemon.
 OTHER_MASTER = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:], close_fds=False))"
 
@@ -551,7 +551,7 @@ def test_terminated_with_a_client_that_does_not_read(chat: Chat) -> None:
 
 def test_a_drain_is_told(chat: Chat) -> None:
     """An idle client is told once that the server is going down, may go on, and is then ended without a word to its room."""
-    quick = {"chat.TICK": 0.05}
+    quick = {"chat.session.TICK": 0.05}
     alice, bob = chat.member("alice", constants=quick), chat.member("bob", constants=quick)
     (chat.folder / "drain").touch()
     alice.hear("*** The server is going down")
@@ -567,7 +567,7 @@ def test_a_drain_is_told(chat: Chat) -> None:
 
 def test_a_stuck_lock_stops_nobody(chat: Chat) -> None:
     """While someone holds the lock and does not move, members talk and leave; what needs the lock is refused, and works later."""
-    alice, bob = (chat.member(name, constants=QUIET | {"chat_hall.LOCK_WAIT": 0.1}) for name in ("alice", "bob"))
+    alice, bob = (chat.member(name, constants=QUIET | {"chat.hall.LOCK_WAIT": 0.1}) for name in ("alice", "bob"))
     lock = os.open(chat.hall, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     alice.say("/nick anna", "/join den", "hello")
@@ -583,7 +583,7 @@ def test_a_stuck_lock_stops_nobody(chat: Chat) -> None:
 
 def test_a_fifo_stays_young(chat: Chat) -> None:
     """A session that lasts keeps its FIFO from looking like something old in a temporary folder."""
-    chat.member("alice", constants={"chat.TICK": 0.02, "chat.REFRESH": 0.02})
+    chat.member("alice", constants={"chat.session.TICK": 0.02, "chat.session.REFRESH": 0.02})
     os.utime(chat.hall / "names" / "alice", (0, 0))
     eventually(lambda: (chat.hall / "names" / "alice").stat().st_mtime > 0, "the FIFO has a new date")
 

@@ -12,7 +12,7 @@ import socket
 import sys
 from typing import Any
 
-from poold import sandbox, stream
+from poold import arguments, sandbox, stream
 from poold.exporter.lifeline import Lifeline
 from poold.exporter.reception import Reception
 from poold.exporter.site import Site
@@ -49,7 +49,7 @@ async def answer(view: CountersView, end: socket.socket, listener: socket.socket
 def main() -> None:
     """Run an exporter until the master is gone."""
     sandbox.hide()
-    fds = {name: int(number) for name, _, number in (argument.partition("=") for argument in sys.argv[1:])}
+    fds = arguments.read(sys.argv[1:])
     for fd in fds.values():
         os.set_inheritable(fd, False)
     set_title("exporter")

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 
-from poold import channel, sandbox
+from poold import arguments, channel, sandbox
 from poold.channel import LOGGER_LEAVE, LOGGER_READY, LOGGER_WORD_MAX, LOST
 from poold.logger import records
 from poold.logger.lines import Lines
@@ -144,7 +144,7 @@ class Logger:
 def main() -> None:
     """Run a logger until the master lets it go."""
     sandbox.hide()
-    fds = {name: int(number) for name, _, number in (argument.partition("=") for argument in sys.argv[1:])}
+    fds = arguments.read(sys.argv[1:])
     for fd in fds.values():
         os.set_inheritable(fd, False)
     try:

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 
-from poold import sandbox
+from poold import arguments, sandbox
 from poold.log import log
 from poold.title import set_title
 
@@ -28,7 +28,7 @@ _DOCUMENT_MAX = 4096
 def main() -> None:
     """Wait for the word, then for the end of the channel."""
     sandbox.hide()
-    fds = {name: int(number) for name, _, number in (argument.partition("=") for argument in sys.argv[1:])}
+    fds = arguments.read(sys.argv[1:])
     set_title("guard")
     settings = json.loads(os.pread(fds["settings"], _DOCUMENT_MAX, 0))
     master = settings["master"]

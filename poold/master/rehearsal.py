@@ -6,7 +6,7 @@ code's mold is to be started with, which the other code passes on as it is; and 
 must be there still when it is executed (`poold.master.upgrade.footprint`).
 
 It trusts the installation last of all: it looks at the files before it imports them, imports them all, and has the new program taken
-over and driven once (`poold.master.upgrade.drill`) before it says yes.
+over and driven once (`poold.master.drill`) before it says yes.
 """
 
 import json
@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poold import sandbox, stream
+from poold import arguments, sandbox, stream
 from poold.errors import Problem, refusal
 from poold.log import log
 from poold.master.children.spawn import SUCCESSOR
@@ -35,7 +35,7 @@ DOCUMENT_MAX = 256 << 20
 def main() -> None:
     """Judge, and write down the verdict."""
     sandbox.hide()
-    fds = {name: int(number) for name, _, number in (argument.partition("=") for argument in sys.argv[1:])}
+    fds = arguments.read(sys.argv[1:])
     stream.install()
     set_title("trial")
     settings = json.loads(os.pread(fds["settings"], DOCUMENT_MAX, 0))
@@ -69,9 +69,9 @@ def verdict(text: bytes, file: Path | None, document: bytes) -> dict[str, Any]:
 
 
 def _judged(text: bytes, file: Path | None, document: bytes) -> dict[str, Any]:
+    from poold.master import drill  # only what is undamaged
     from poold.master.children import spawn  # only what is undamaged
     from poold.master.document import state  # only what is undamaged
-    from poold.master.upgrade import drill  # only what is undamaged
     from poold.settings import config, judge
 
     try:

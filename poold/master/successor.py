@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
-from poold import sandbox, systemd
+from poold import arguments, sandbox, systemd
 from poold.errors import ConfigError, ExitCode
 from poold.log import log, trace
 from poold.master.children.spawn import Launcher
@@ -30,7 +30,7 @@ def main() -> None:
     # First of all: what is inheritable for the exec's sake must not be for any child's.
     systemd.inherit_nothing()
     set_title("master")
-    fds = {name: int(number) for name, _, number in (argument.partition("=") for argument in sys.argv[1:])}
+    fds = arguments.read(sys.argv[1:])
     origin = dict(os.environ)
     # Whatever is raised before it is known how to tell, the program's first lines tell (`poold.master.upgrade.program`).
     found, guard = _read(fds["state"]), fds.get("guard")

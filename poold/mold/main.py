@@ -14,7 +14,7 @@ import signal
 import sys
 from functools import partial
 
-from poold import __version__, channel, sandbox, stream
+from poold import __version__, arguments, channel, sandbox, stream
 from poold.channel import MoldWord
 from poold.log import TRACEBACK_MAX, log, trace
 from poold.mold import clone
@@ -120,7 +120,7 @@ def _settings(fd: int) -> dict[str, Any]:
 def main() -> None:
     """Run a mold to its end; the exit status says nothing that the channel has not said."""
     sandbox.hide()
-    fds = {name: int(number) for name, _, number in (argument.partition("=") for argument in sys.argv[1:])}
+    fds = arguments.read(sys.argv[1:])
     # Python ignores SIGPIPE and SIGXFSZ and catches SIGINT; workers start with every disposition at its default. But a mold does not die of
     # what it says or the handler's import prints, should nobody read that: a worker takes this one back as its first act.
     signal.signal(signal.SIGPIPE, nothing)

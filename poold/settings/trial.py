@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from poold import sandbox, stream
+from poold import arguments, sandbox, stream
 from poold.settings import judge
 from poold.title import set_title
 
@@ -20,7 +20,7 @@ TEXT_MAX = 2 << 20
 def main() -> None:
     """Judge, and write down the verdict."""
     sandbox.hide()
-    fds = {name: int(number) for name, _, number in (argument.partition("=") for argument in sys.argv[1:])}
+    fds = arguments.read(sys.argv[1:])
     stream.install()
     set_title("trial")
     document = json.loads(os.pread(fds["settings"], TEXT_MAX, 0))

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from poold import arguments
 from poold.log import log
 from poold.master.children.streams import Streams
 from poold.master.current import Current
@@ -156,10 +157,10 @@ def memory_file(name: str, data: bytes = b"") -> int:
     return fd
 
 
-def arguments(module: str, fds: Mapping[str, int], *, isolate: bool = False) -> list[str]:
+def command(module: str, fds: Mapping[str, int], *, isolate: bool = False) -> list[str]:
     """Return the command that runs `main` of a module in a fresh interpreter, with the code that is on disk now."""
     option = "-I" if isolate else "-P"
-    return [sys.executable, option, "-c", PROGRAM.format(module=module), HOME, *(f"{name}={fd}" for name, fd in fds.items())]
+    return [sys.executable, option, "-c", PROGRAM.format(module=module), HOME, *arguments.write(fds)]
 
 
 def start(
@@ -177,7 +178,7 @@ def start(
     """
     person = {} if identity is None else {"user": identity["uid"], "group": identity["gid"], "extra_groups": identity["groups"]}
     started = subprocess.Popen(
-        arguments(module, fds, isolate=isolate),
+        command(module, fds, isolate=isolate),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
+from poold import arguments
 from poold.errors import ExitCode
 from poold.log import log
 from poold.master.children.spawn import HOME, SUCCESSOR, memory_file
@@ -47,11 +48,11 @@ def replace(document: bytes, fds: Iterable[int], environ: Mapping[str, str], *, 
     inherited = [*given.values(), *fds]
     head = '"<3>"' if log.journal else "now"
     program = PROGRAM.format(module=SUCCESSOR, as_json=log_format is LogFormat.JSON, head=head, code=int(ExitCode.INTERNAL))
-    arguments = [sys.executable, "-P", "-c", program, HOME, *(f"{name}={fd}" for name, fd in given.items())]
+    command = [sys.executable, "-P", "-c", program, HOME, *arguments.write(given)]
     try:
         for fd in inherited:
             os.set_inheritable(fd, True)
-        os.execve(sys.executable, arguments, dict(environ))
+        os.execve(sys.executable, command, dict(environ))
     finally:
         for fd in inherited:
             with contextlib.suppress(OSError):  # what is no descriptor any more is nobody's to inherit either

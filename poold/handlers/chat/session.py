@@ -1,7 +1,4 @@
-"""The chat handler: rooms and names for many clients, each served by a process of its own.
-
-Lines travel from session to session through FIFOs (`chat_room`, `chat_hall`): there is no server beside poold, and nobody waits
-for anybody. A client speaks plain lines (`chat_member`). The options are those of `chat_options`.
+"""A session of the chat: its client, the others, and its end, all seen by one poll.
 
 The one thing a reader would not guess: a session's own FIFO is also its wakeup descriptor for SIGTERM, so that one poll sees
 the client, the others and the end, and the signal handler does nothing but note.
@@ -14,12 +11,10 @@ import socket
 from time import monotonic
 
 from poold.connection import Connection
-from poold.handlers.chat_member import Member
-from poold.handlers.chat_options import Limits, check_options
-from poold.handlers.chat_room import Seat, take_seat
-from poold.handlers.chat_text import Backlog, LineSplitter
-
-__all__ = ["check_options", "serve"]
+from poold.handlers.chat.member import Member
+from poold.handlers.chat.options import Limits, check_options
+from poold.handlers.chat.room import Seat, take_seat
+from poold.handlers.chat.text import Backlog, LineSplitter
 
 LOBBY = "lobby"
 # How often an idle session wakes to see whether a drain has begun: nothing else would tell it.

@@ -14,7 +14,7 @@ below is reached from open folders; what others have put in the way is left alon
 All changes are made under a lock (flock) on the hall's folder, but for the unlinking of one's own FIFO; sending takes no
 lock. A FIFO is opened before the lock it was made under is let go: a FIFO without a reader is dead, not young.
 Sessions of different versions of poold meet in one hall after an upgrade: who changes this layout or the records of
-`chat_room` changes the 1 at the end of the hall's name, too.
+`room` changes the 1 at the end of the hall's name, too.
 """
 
 from __future__ import annotations

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from time import monotonic
 
-from poold.handlers.chat_text import FILE_NAME_MAX, Bucket, clean, common_form, name_problem
+from poold.handlers.chat.text import FILE_NAME_MAX, Bucket, clean, common_form, name_problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
     from collections.abc import Callable
 
-    from poold.handlers.chat_options import Limits
-    from poold.handlers.chat_room import Seat
-    from poold.handlers.chat_text import Backlog
+    from poold.handlers.chat.options import Limits
+    from poold.handlers.chat.room import Seat
+    from poold.handlers.chat.text import Backlog
 
 # A line of the chat's own is not to outgrow what a terminal shows or a backlog holds.
 SHOWN = 100

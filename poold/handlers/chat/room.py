@@ -14,8 +14,8 @@ from collections import deque
 from enum import Enum, auto
 from select import PIPE_BUF
 
-from poold.handlers.chat_hall import Hall, hall_name, make_folder, private_folder, remove_deserted
-from poold.handlers.chat_text import FILE_NAME_MAX, decode, encode, fit, key
+from poold.handlers.chat.hall import Hall, hall_name, make_folder, private_folder, remove_deserted
+from poold.handlers.chat.text import FILE_NAME_MAX, decode, encode, fit, key
 
 PRIVATE = "@"
 LOST = "!"
