@@ -15,13 +15,14 @@ Where each box of a concurrent server's flowchart lives:
     (child) close accepted   poold.worker.main              Worker.serve, by Connection.close
     (child) exit             poold.worker.main              live: os._exit, never back to accept
     (parent) close accepted  poold.master.clients.sessions  Sessions.acknowledge, once the worker has said that it has it
-    reap                     poold.master.reaper            Reaper.reap
+    reap                     poold.master.children.reaper            Reaper.reap
 
 A directory is a process: `master`, `mold`, `worker`, `exporter`, `logger`. What lies beside them is public (`connection`, `address`,
 `handlers`), crosses a process boundary (`channel`, `lifeline`, `rpc`, `scoreboard`, `pages`, `words`, `log`, `stream`), is a child's first
 act (`arguments`, `sandbox`, `title`), or is the command line (`cli`, `report`, `probe`). `settings` is what judges poold.toml.
 
-A folder of `master` is a concern, and above them all stand `parts`, which builds them, and `main`, which turns the loop:
+A folder of `master` is a concern. Above them stand `parts`, which builds everything in one pass, and `main`, which turns the loop; below
+them what all have in common: `current` (the settings in force), `phase` (where the master is in its life), `memories` (what is shared).
 
     engine    waiting: for descriptors, signals and moments; nothing there knows anything of poold
     clients   whoever connects, from the listening socket to the session's end
@@ -32,11 +33,11 @@ A folder of `master` is a concern, and above them all stand `parts`, which build
     document  what crosses an exec
     outside   whoever is neither client nor child: control socket, service manager, readers of the gauges
 
-A connection's way, one direction only:
+A connection's way, one direction only, and the file of each step under `poold.master`:
 
-    listeners.accept ─▶ main: room, or refuse ─▶ handover: a spare, or wait for one ─▶ channel ═ SCM_RIGHTS ═▶ worker
-    pool: orders ─▶ mold clones ─▶ births: BORN, READY ─▶ spare                                                   │ ACK, serve, exit
-    table, counts ◀─ reaper ◀─ SIGCHLD ◀──────────────────────────────────────────────────────────────────────────┘
+    clients/listeners: accept ─▶ clients/door: let in, or refuse ─▶ pool/handover: a spare, or wait ─▶ channel ═ SCM_RIGHTS ═▶ worker
+    pool/pool: how many ─▶ pool/orders ─▶ mold clones ─▶ pool/hearing: BORN, READY ─▶ spare                │ ACK, serve, exit
+    counts ◀─ pool/workers: the session's one cause ◀─ children/reaper ◀─ SIGCHLD ◀─────────────────────────────┘
 """
 
 from poold.connection import Connection

@@ -46,7 +46,8 @@ class Bench:
         self.document: dict[str, Any] = {"ok": True}
         self.shown = os.open("/dev/null", os.O_RDONLY)
         verbs = {"view": self._view, "reload": lambda request, reply: self.asked.append((request, reply))}
-        self.control = Control(loop=self.loop, opened=sockets.open_control(str(path), patience=0), verbs=verbs)
+        self.control = Control(loop=self.loop, verbs=verbs)
+        self.control.open(sockets.open_control(str(path), patience=0))
 
     def _view(self, _: dict[str, Any], reply: Reply) -> None:
         reply(Answer(self.document, [self.shown]))

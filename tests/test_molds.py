@@ -249,7 +249,7 @@ def test_dead_mold_in_whose_name_somebody_speaks(poold: Poold, folder: Path) -> 
 @given(st.lists(st.tuples(st.sampled_from(list(MoldWord)), st.integers(0, 2)), max_size=30), st.integers(0, 5))
 def test_what_a_mold_may_say(said: list[tuple[MoldWord, int]], orders: int) -> None:
     """HELLO, then READY or FAILED, then the answers to its orders one after the other; the first word that is another is refused."""
-    mold = Mold(Child(0, 1, Kind.MOLD, 1, 0.0), 60.0)
+    mold = Mold(Child(0, 1, Kind.MOLD, 1, 0.0), seconds=60.0)
     mold.unanswered.extend((16, incarnation) for incarnation in range(orders))
     legal = True
     history: list[MoldWord] = []

@@ -115,6 +115,18 @@ def test_clones_are_retried_with_doubling_delays(poold: Poold) -> None:
 
 
 @needs_strace
+def test_mold_that_has_too_much_to_read(poold: Poold) -> None:
+    """An order that the mold's channel has no room for is placed again a little later, and is no clone that failed."""
+    daemon = poold(options=COLD).start()
+    with traced(daemon.folder, daemon.master, "inject=sendmsg:error=EAGAIN:when=1..3"), daemon.connect() as client:
+        assert client.ask("echo hello") == "hello"
+    [line] = daemon.events("spawn_failed")
+    assert line["errno"] == "EAGAIN"
+    assert "hint" not in line
+    assert daemon.metrics().total("poold_fork_failures_total") == 0
+
+
+@needs_strace
 def test_newcomers_are_refused_while_clones_fail(poold: Poold) -> None:
     """With when_full = refuse a client that comes while clones fail gets the message; one that came before still waits."""
     daemon = poold(options={**COLD, **REFUSING, "pool.max_children": 1}).start()

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from poold.master.children.reaper import exit_code
 from poold.master.children.tracees import RELEASES_MAX, Tracees, is_process
 from poold.master.engine.deadlines import Callback
-from poold.master.reaper import exit_code
 from tests.support import Client, Daemon, eventually
 from tests.wirekit import gone, state
 

@@ -15,7 +15,7 @@ import pytest
 import poold as package
 from tests.faultkit import frozen, needs_strace, traced
 from tests.support import Client, Daemon, alive, children_of, eventually, free_port, open_files, signal_masks, take_orphans, title
-from tests.upgradekit import Poold, asked_for_an_upgrade, in_the_successor, inheritable, install, mend, path_of, upgrade, upgraded
+from tests.upgradekit import TAKEOVER, Poold, asked_for_an_upgrade, in_the_successor, inheritable, install, mend, path_of, upgrade, upgraded
 from tests.wirekit import visitors
 
 
@@ -155,6 +155,20 @@ def test_nothing_leaks(poold: Poold, tmp_path: Path) -> None:
         assert files() == before
         assert len(os.listdir(f"/proc/{daemon.master}/task")) == 1
         assert signal_masks(daemon.master) == masks
+
+
+def test_a_mold_that_has_not_left_yet(poold: Poold) -> None:
+    """The channel of a mold that a reload has told to leave, and that has not left by the time of an upgrade, is closed."""
+    daemon = poold(options={"pool.min_spare": 1}).start()
+    daemon.metric("poold_children", 1, kind="worker", state="spare")
+    before = sorted(name.partition(":[")[0] for name in open_files(daemon.master).values())
+    with frozen(daemon.children("mold")[0]["pid"]):
+        assert daemon.cli("reload", "--socket", str(daemon.control)).returncode == 0
+        upgraded(daemon)
+    eventually(lambda: len(daemon.children("mold")) == 1)
+    daemon.metric("poold_children", 1, kind="worker", state="spare")
+    daemon.metric("poold_children", 1, kind="exporter", state="serving")
+    eventually(lambda: sorted(name.partition(":[")[0] for name in open_files(daemon.master).values()) == before, "the same descriptors")
 
 
 def test_everything_that_listens_stays(poold: Poold, tmp_path: Path) -> None:
@@ -532,7 +546,7 @@ def test_a_new_program_that_fails(copied: Callable[..., tuple[Daemon, Path]], fa
     daemon, installed = copied(before=impatient, settings=own)
     if daemon.keeper is not None:
         daemon.keeper.close()
-    mend(installed / "master" / "takeover.py", "    tally.resume(", in_the_successor(fault) + "    tally.resume(")
+    mend(installed / "master" / "upgrade" / "takeover.py", TAKEOVER, in_the_successor(fault) + TAKEOVER)
     before = children_of(os.getpid())
     with daemon.connect() as client:
         client.ask("pid")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.faultkit import Poold, forgive, spares_of
 from tests.support import Client, Daemon, alive, eventually, free_port, open_files
-from tests.upgradekit import in_the_successor, install, mend, path_of, upgrade, upgraded
+from tests.upgradekit import TAKEOVER, in_the_successor, install, mend, path_of, upgrade, upgraded
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def meddled(tmp_path: Path, poold: Poold) -> Callable[..., Daemon]:
         # What it starts until the upgrade is started from good code.
         daemon.event("exporter_ready")
         lines = in_the_successor("import dataclasses", *meddling.splitlines())
-        mend(installed / "master" / "takeover.py", "    tally.resume(", f"{lines}    tally.resume(")
+        mend(installed / "master" / "upgrade" / "takeover.py", TAKEOVER, f"{lines}{TAKEOVER}")
         return daemon
 
     return start
@@ -138,7 +138,7 @@ def test_page_that_is_none(meddled: Callable[..., Daemon], tmp_path: Path, page:
     daemon = meddled("", options={"pool.min_spare": 1, "timeouts.drain": 1})
     before = "        common, phase = inherited.activity, "
     meddling = in_the_successor(instead.format(f"inherited.{page}"), indent="        ")
-    mend(tmp_path / "installed" / "poold" / "master" / "parts.py", before, meddling + before)
+    mend(tmp_path / "installed" / "poold" / "master" / "memories.py", before, meddling + before)
     with daemon.connect() as client:
         client.ask("pid")
         upgraded(daemon)

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poold import scoreboard as board
-from poold.master.document import state, tally
-from poold.master.document.state import StateError
+from poold.master.document import tally
 from poold.master.rehearsal import obstacles, verdict
+from poold.master.upgrade import state
+from poold.master.upgrade.state import StateError
 from poold.scoreboard import AUXILIARY_SLOTS, CELLS, Counters
 from poold.settings import config, judge
 from poold.settings.schema import settled
@@ -243,8 +244,8 @@ def test_counters_go_on(numbers: list[int], names: list[str]) -> None:
 def test_buckets_that_have_changed() -> None:
     """Counts of a bucket that is no more are in the next wider one; their number and their sum stay."""
     counters = Counters()
-    part = state.HistogramPart(bounds=(0.02, 7.0, 1e9), counts=(3, 2, 1, 4), total=5_000_000)
-    tally.resume(counters, state.TallyPart(histograms={"session_seconds": part, "forgotten": part}))
+    part = tally.HistogramPart(bounds=(0.02, 7.0, 1e9), counts=(3, 2, 1, 4), total=5_000_000)
+    tally.resume(counters, tally.TallyPart(histograms={"session_seconds": part, "forgotten": part}))
     where = board.SESSION_SECONDS
     counts = counters.cells[where.first : where.first + len(where.buckets) + 1]
     assert (sum(counts), counts[where.buckets.index(0.1)], counts[where.buckets.index(15.0)], counts[-1]) == (10, 3, 2, 5)

@@ -13,6 +13,8 @@ from tests.support import Client, Daemon, open_files
 
 Poold = Callable[..., Daemon]
 SOURCE = Path(package.__file__).parent
+# Where `poold.master.upgrade.takeover` begins, with `owners` and the document as `state`.
+TAKEOVER = "    for owner in owners:\n"
 
 
 def upgrade(daemon: Daemon) -> subprocess.CompletedProcess[str]:

@@ -31,7 +31,12 @@ from poold.errors import ExitCode, Problem
 from poold.log import log, trace
 from poold.master import successor
 from poold.master.children.spawn import Launcher
-from poold.master.document.state import ChildPart, ListenerPart, MoldPart, SocketPart, StateDocument, StreamsPart
+from poold.master.children.streams import StreamsPart
+from poold.master.children.table import ChildPart
+from poold.master.clients.listening import ListenerPart
+from poold.master.clients.sockets import SocketPart
+from poold.master.pool.molds import MoldPart
+from poold.master.upgrade.state import StateDocument
 from poold.pages import PAGE
 from poold.scoreboard import AUXILIARY_SLOTS, keep_size, shared_memory
 from poold.words import Kind, State

@@ -1,39 +1,55 @@
-"""The parts of the master, built and introduced to each other. No part imports this; the master owns it."""
+"""The parts of the master, each built with the neighbours that it uses. No part imports this; the master owns it.
 
-import fcntl
-import os
-import socket
-from collections.abc import Mapping
-from dataclasses import dataclass
+Everything is built in one pass, from the ground up: what is built later uses what was built before, never the other way. So whoever
+follows a name from part to part never comes to an attribute that somebody else has set.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
 
 from poold.log import log
-from poold.master import descriptors
+from poold.master import descriptors, memories
+from poold.master.change.drain import Drain
+from poold.master.change.reloads import Reloads
+from poold.master.change.trials import Trials
 from poold.master.children.exporters import Exporters
+from poold.master.children.inheritance import Inheritance
 from poold.master.children.ladder import Ladder
 from poold.master.children.loggers import Loggers
+from poold.master.children.reaper import Keeper, Reaper
 from poold.master.children.spawn import Launcher
 from poold.master.children.streams import Streams
+from poold.master.children.succession import Starter
 from poold.master.children.table import ChildTable
 from poold.master.clients import sockets
+from poold.master.clients.door import Door
+from poold.master.clients.failures import Failures
 from poold.master.clients.linger import Linger
 from poold.master.clients.listeners import Listeners
 from poold.master.clients.sessions import Sessions
 from poold.master.clients.store import Store
 from poold.master.current import Current
-from poold.master.document.state import StateDocument
+from poold.master.document.part import Owner
+from poold.master.document.tally import Tally
 from poold.master.engine.loop import Loop
+from poold.master.engine.signals import Inbox
 from poold.master.outside.control import Control, Verb
 from poold.master.outside.gauges import Gauges
+from poold.master.outside.manager import Manager
+from poold.master.outside.views import Views
+from poold.master.phase import Life
 from poold.master.pool.activity import Activities
 from poold.master.pool.births import Births
-from poold.master.pool.failures import Failures
 from poold.master.pool.handover import HandOver
+from poold.master.pool.hearing import Hearing
 from poold.master.pool.molds import Molds
 from poold.master.pool.orders import Orders
 from poold.master.pool.pool import Pool
-from poold.master.reaper import Reaper
-from poold.pages import PAGE, Phase
-from poold.scoreboard import SLOTS, Counters, Table, keep_size, read_only, shared_memory
+from poold.master.pool.workers import Workers
+from poold.master.upgrade.state import Origin, StateDocument
+from poold.master.upgrade.upgrades import Upgrades
 from poold.settings.config import Config
 from poold.words import Kind
 
@@ -41,49 +57,265 @@ from poold.words import Kind
 LOCK_PATIENCE = 5.0
 
 
-@dataclass(slots=True)
-class Memories:
-    """The shared memories: the master's own, and what others get of them.
+class Parts:
+    """Everything the master is made of."""
 
-    `phase` is mapped by workers for as long as they live: the program after this one takes it over, and the pages of the workers.
-    """
+    def __init__(
+        self,
+        current: Current,
+        *,
+        loop: Loop,
+        inbox: Inbox,
+        verbs: Mapping[str, Verb],
+        passed: Iterable[tuple[str, int]],
+        file: Path | None,
+        environ: MutableMapping[str, str],
+        origin: Mapping[str, str],
+        inherited: StateDocument | None,
+        launcher: type[Launcher],
+    ) -> None:
+        """Build all of them; nothing is opened, started or told. For the arguments see `poold.master.main.Master`. Raises ConfigError."""
+        self.life = Life()
+        self.current = current
+        self.loop = loop
+        self.started_at = time.monotonic() if inherited is None else inherited.started_at
+        log.later = loop.after
+        self.memories = memories.share(inherited)
+        self.counters = self.memories.counters
+        self.manager = Manager(environ, loop)
+        self.store = Store(self.manager.store, passed)
+        self.launcher = launcher(environ, _limits(current.config, inherited), _streams(inherited))
+        self._build_children()
+        self._build_workers()
+        self._build_clients()
+        self._build_keepers(inbox)
+        self._build_outside(verbs)
+        self._build_changes(inbox, file)
+        self._build_upgrades(inbox, Origin(file, self.started_at, origin))
 
-    counters: Counters
-    rows: Table
-    phase: Phase
-    phase_fd: int
-    # Read-only: the phase page for molds; counters and rows for whoever asks on the control socket.
-    phase_view: int
-    views: list[int]
-    activities: Activities
+    def _build_children(self) -> None:
+        """Build what every child is a matter of, whatever its kind; and the sessions, which the table of children knows."""
+        self.failures = Failures(self.loop, self.memories.phase)
+        self.sessions = Sessions(self.counters, self.failures)
+        self.table = ChildTable()
+        self.ladder = Ladder(current=self.current, loop=self.loop, table=self.table)
+        self.starter = Starter(self.loop, self.table, self.ladder, self.counters)
 
+    def _build_workers(self) -> None:
+        """Build what a worker goes through: the order, the birth, the hand-over; and the policy of the pool."""
+        life, current, loop, table, ladder, counters = self.life, self.current, self.loop, self.table, self.ladder, self.counters
+        self.births = births = Births(table=table, counters=counters)
+        self.activities = activities = Activities(self.memories.common)
+        self.handover = handover = HandOver(
+            current=current, loop=loop, table=table, ladder=ladder, sessions=self.sessions, counters=counters
+        )
+        self.hearing = hearing = Hearing(
+            life=life,
+            current=current,
+            loop=loop,
+            table=table,
+            ladder=ladder,
+            births=births,
+            activities=activities,
+            handover=handover,
+        )
+        self.molds = Molds(
+            life=life,
+            current=current,
+            loop=loop,
+            table=table,
+            ladder=ladder,
+            starter=self.starter,
+            counters=counters,
+            launcher=self.launcher,
+            phase=self.memories.phase_view,
+            common=self.memories.common,
+        )
+        self.orders = Orders(
+            life=life,
+            current=current,
+            loop=loop,
+            table=table,
+            ladder=ladder,
+            births=births,
+            activities=activities,
+            molds=self.molds,
+            hearing=hearing,
+        )
+        self.pool = Pool(
+            life=life, current=current, loop=loop, table=table, ladder=ladder, births=births, orders=self.orders, handover=handover
+        )
 
-def share(inherited: StateDocument | None = None) -> Memories:
-    """Make the shared memories, or those that are not inherited. Raises OSError."""
-    counters, rows = Counters(), Table()
-    if inherited is None:
-        common, phase = shared_memory("activity", SLOTS * PAGE), shared_memory("phase", PAGE)
-    else:
-        common, phase = inherited.activity, _phase(inherited.phase)
-    try:
-        keep_size(phase)
-    except PermissionError:
-        # Done by the program before.
-        pass
-    views = [read_only(fd) for fd in (counters.fd, rows.fd)]
-    return Memories(counters, rows, Phase(phase), phase, read_only(phase), views, Activities(common))
+    def _build_clients(self) -> None:
+        """Build what a client goes through, from the listening socket to the pool."""
+        life, current, loop, counters = self.life, self.current, self.loop, self.counters
+        self.linger = Linger(loop)
+        self.door = Door(life=life, current=current, pool=self.pool, linger=self.linger, counters=counters)
+        self.listeners = Listeners(life=life, current=current, loop=loop, counters=counters, door=self.door, store=self.store)
 
+    def _build_keepers(self, inbox: Inbox) -> None:
+        """Build whoever keeps the children of a kind, and the reaper, which tells them of ends."""
+        life, current, loop, table, ladder, counters = self.life, self.current, self.loop, self.table, self.ladder, self.counters
+        starter, launcher = self.starter, self.launcher
+        self.exporters = Exporters(
+            life=life,
+            current=current,
+            loop=loop,
+            table=table,
+            ladder=ladder,
+            starter=starter,
+            counters=counters,
+            launcher=launcher,
+        )
+        self.loggers = Loggers(current=current, loop=loop, table=table, ladder=ladder, starter=starter, launcher=launcher)
+        self.trials = Trials(current=current, loop=loop, table=table, ladder=ladder, counters=counters)
+        workers = Workers(
+            ladder=ladder,
+            births=self.births,
+            activities=self.activities,
+            handover=self.handover,
+            hearing=self.hearing,
+            orders=self.orders,
+            pool=self.pool,
+            counters=counters,
+        )
+        self.keepers: dict[Kind, Keeper] = {
+            Kind.WORKER: workers,
+            Kind.MOLD: self.molds,
+            Kind.EXPORTER: self.exporters,
+            Kind.TRIAL: self.trials,
+            Kind.LOGGER: self.loggers,
+        }
+        self.reaper = Reaper(inbox=inbox, loop=loop, table=table, ladder=ladder, counters=counters, unborn=workers, keepers=self.keepers)
 
-def _phase(fd: int) -> int:
-    """Return the phase page of the program before, or another one where that is none: touching what is not there would be fatal."""
-    try:
-        if os.fstat(fd).st_size < PAGE:
-            raise OSError(f"it has {os.fstat(fd).st_size} bytes")
-        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    except OSError as error:
-        log.error("phase_lost", error=str(error))
-        return shared_memory("phase", PAGE)
-    return fd
+    def _build_outside(self, verbs: Mapping[str, Verb]) -> None:
+        """Build what others see of the master, and ask."""
+        current, loop, table, sessions = self.current, self.loop, self.table, self.sessions
+        self.gauges = Gauges(
+            current=current,
+            loop=loop,
+            table=table,
+            sessions=sessions,
+            pool=self.pool,
+            counters=self.counters,
+            rows=self.memories.rows,
+        )
+        self.views = Views(
+            life=self.life,
+            current=current,
+            loop=loop,
+            table=table,
+            sessions=sessions,
+            listeners=self.listeners,
+            handover=self.handover,
+            activities=self.activities,
+            memories=self.memories,
+            manager=self.manager,
+            started_at=self.started_at,
+        )
+        self.control = Control(loop=loop, verbs=verbs)
+
+    def _build_changes(self, inbox: Inbox, file: Path | None) -> None:
+        """Build what replaces the settings, and what ends everything."""
+        self.drain = Drain(
+            life=self.life,
+            current=self.current,
+            loop=self.loop,
+            table=self.table,
+            counters=self.counters,
+            sessions=self.sessions,
+            listeners=self.listeners,
+            manager=self.manager,
+            keepers=self.keepers,
+            page=self.memories.phase,
+        )
+        self.reloads = Reloads(
+            life=self.life,
+            current=self.current,
+            loop=self.loop,
+            inbox=inbox,
+            counters=self.counters,
+            launcher=self.launcher,
+            trials=self.trials,
+            manager=self.manager,
+            sessions=self.sessions,
+            listeners=self.listeners,
+            pool=self.pool,
+            molds=self.molds,
+            exporters=self.exporters,
+            loggers=self.loggers,
+            file=file,
+            passed=self.store.passed,
+            wall_clock=time.time,
+        )
+
+    def _build_upgrades(self, inbox: Inbox, origin: Origin) -> None:
+        """Build what replaces the program; and the list of whoever owns a part of what crosses, in the order in which it is restored."""
+        inheritance = Inheritance(table=self.table, ladder=self.ladder, sessions=self.sessions, reaper=self.reaper, keepers=self.keepers)
+        # A child is handed to its keeper when all that it speaks of is there.
+        self.owners: tuple[Owner[Any], ...] = (
+            origin,
+            self.memories,
+            self.launcher,
+            Tally(self.counters),
+            self.store,
+            self.listeners,
+            self.control,
+            self.exporters,
+            self.molds,
+            inheritance,
+            self.sessions,
+            self.linger,
+        )
+        self.upgrades = Upgrades(
+            life=self.life,
+            current=self.current,
+            loop=self.loop,
+            inbox=inbox,
+            ladder=self.ladder,
+            counters=self.counters,
+            launcher=self.launcher,
+            trials=self.trials,
+            tracees=self.reaper.tracees,
+            manager=self.manager,
+            sessions=self.sessions,
+            pool=self.pool,
+            molds=self.molds,
+            reloads=self.reloads,
+            origin=origin,
+            owners=self.owners,
+        )
+
+    def open(self, control_path: str) -> None:
+        """Start the logger, and open every socket that the settings ask for. Raises ConfigError; what was open by then is for `close`."""
+        self.loggers.start()
+        self.listeners.open(patience=LOCK_PATIENCE)
+        self.control.open(sockets.open_control(control_path, patience=LOCK_PATIENCE))
+        metrics = self.current.config.metrics.listen
+        if metrics is not None:
+            self.exporters.open(metrics)
+
+    def start(self) -> None:
+        """Start what there is none of."""
+        self.loggers.start()
+        self.molds.start()
+        self.exporters.start()
+
+    def look(self) -> None:
+        """Find out what nobody tells: how full the kernel's queues are, which socket file has gone, what this process has used."""
+        self.listeners.measure()
+        self.control.renew()
+        self.gauges.measure()
+
+    def close(self) -> None:
+        """Close every socket, remove the socket files that are ours, and say what was held back."""
+        self.listeners.close()
+        self.linger.close()
+        self.control.close()
+        if self.exporters.listener is not None:
+            self.exporters.listener.close()
+        self.failures.settle()
+        log.tell_held_back(all=True)
 
 
 def _limits(config: Config, inherited: StateDocument | None) -> tuple[int, int]:
@@ -92,115 +324,10 @@ def _limits(config: Config, inherited: StateDocument | None) -> tuple[int, int]:
     return before if inherited is None else (inherited.limits[0], inherited.limits[1])
 
 
-class Parts:
-    """Everything the master is made of, but its own phase."""
-
-    def __init__(
-        self,
-        current: Current,
-        loop: Loop,
-        environ: Mapping[str, str],
-        inherited: StateDocument | None = None,
-        launcher: type[Launcher] = Launcher,
-    ) -> None:
-        self.current = current
-        self.loop = loop
-        self.memories = memories = share(inherited)
-        self.counters = counters = memories.counters
-        self.table = table = ChildTable()
-        self.sessions = sessions = Sessions(counters)
-        self.failures = Failures(loop, memories.phase)
-        sessions.on_end = self.failures.ended
-        log.later = loop.after
-        self.ladder = ladder = Ladder(current=current, loop=loop, table=table)
-        self.births = births = Births(table, counters)
-        self.handover = handover = HandOver(current=current, loop=loop, table=table, sessions=sessions, counters=counters, ladder=ladder)
-        self.activities = activities = memories.activities
-        self.orders = orders = Orders(current=current, loop=loop, table=table, births=births, ladder=ladder, activities=activities)
-        self.pool = pool = Pool(current=current, loop=loop, table=table, births=births, orders=orders, handover=handover, ladder=ladder)
-        self.gauges = Gauges(current=current, loop=loop, table=table, sessions=sessions, pool=pool, counters=counters, rows=memories.rows)
-        self.reaper = Reaper(
-            loop=loop,
-            table=table,
-            births=births,
-            pool=pool,
-            orders=orders,
-            handover=handover,
-            ladder=ladder,
-            counters=counters,
-            activities=activities,
-        )
-        self.linger = Linger(loop)
-        self.listeners = Listeners(loop=loop, counters=counters)
-        self.launcher = launcher(environ, _limits(current.config, inherited), _streams(inherited))
-        self._keepers()
-        self.control: Control | None = None
-        self._introduce()
-
-    def _keepers(self) -> None:
-        """Make those who keep a child of one kind."""
-        current, loop, table, ladder, counters = self.current, self.loop, self.table, self.ladder, self.counters
-        launcher = self.launcher
-        self.loggers = Loggers(current=current, loop=loop, table=table, ladder=ladder, counters=counters, launcher=launcher)
-        self.molds = Molds(
-            current=current,
-            loop=loop,
-            table=table,
-            ladder=ladder,
-            pool=self.pool,
-            orders=self.orders,
-            counters=counters,
-            phase=self.memories.phase_view,
-            common=self.activities.common,
-            launcher=launcher,
-        )
-        self.exporters = Exporters(current=current, loop=loop, table=table, ladder=ladder, counters=counters, launcher=launcher)
-
-    def _introduce(self) -> None:
-        """Tell the reaper who knows what about which kind, and the molds' keeper which mold is of no use."""
-        self.reaper.hear_out[Kind.MOLD] = self.molds.hear_out
-        self.orders.on_failed = self.molds.failing
-        self.reaper.on_exit = {Kind.MOLD: self.molds.exited, Kind.EXPORTER: self.exporters.exited, Kind.LOGGER: self.loggers.exited}
-
-    def open(self, *, passed: Mapping[str, list[socket.socket]], store: Store, control_path: str, verbs: Mapping[str, Verb]) -> None:
-        """Start the logger, and open every socket that the settings ask for. Raises ConfigError; what was open by then is for `close`."""
-        self.loggers.start()
-        config = self.current.config
-        stored = {listener.address: store.find(listener) for listener in config.listeners}
-        # Before anything else is opened: an address that has moved from one listener to another is free then.
-        store.clear()
-        for listener in config.listeners:
-            found = stored[listener.address]
-            for opened in [found] if found is not None else sockets.open_listener(listener, passed, patience=LOCK_PATIENCE):
-                self.listeners.add(opened, listener)
-        self.control = Control(loop=self.loop, opened=sockets.open_control(control_path, patience=LOCK_PATIENCE), verbs=verbs)
-        if config.metrics.listen is not None:
-            self.exporters.listener = sockets.open_metrics(config.metrics.listen)
-            log.info("metrics_listening", address=sockets.address(self.exporters.listener.socket))
-
-    def look(self) -> None:
-        """Find out what nobody tells: how full the kernel's queues are, which socket file has gone, what this process has used."""
-        self.listeners.measure()
-        if self.control is not None:
-            self.control.renew()
-        self.gauges.measure()
-
-    def close(self) -> None:
-        """Close every socket, remove the socket files that are ours, and say what was held back."""
-        self.listeners.close()
-        self.linger.close()
-        if self.control is not None:
-            self.control.close()
-        if self.exporters.listener is not None:
-            self.exporters.listener.close()
-        self.failures.settle()
-        log.tell_held_back(all=True)
-
-
 def _streams(inherited: StateDocument | None) -> Streams:
     streams = Streams()
     if inherited is not None and inherited.streams is not None:
-        streams.inherit(inherited.streams)
+        streams.restore(inherited.streams)
     else:
         streams.open()
     return streams

@@ -26,7 +26,7 @@ from poold.title import set_title
 
 if TYPE_CHECKING:
     from poold.address import Address
-    from poold.master.document.state import StateDocument
+    from poold.master.upgrade.state import StateDocument
     from poold.settings.config import Config
 
 DOCUMENT_MAX = 256 << 20
@@ -71,7 +71,7 @@ def verdict(text: bytes, file: Path | None, document: bytes) -> dict[str, Any]:
 def _judged(text: bytes, file: Path | None, document: bytes) -> dict[str, Any]:
     from poold.master import drill  # only what is undamaged
     from poold.master.children import spawn  # only what is undamaged
-    from poold.master.document import state  # only what is undamaged
+    from poold.master.upgrade import state  # only what is undamaged
     from poold.settings import config, judge
 
     try:

@@ -15,10 +15,10 @@ from poold.errors import ConfigError, ExitCode
 from poold.log import log, trace
 from poold.master.children.spawn import Launcher
 from poold.master.current import Current
-from poold.master.document import state
-from poold.master.document.state import StateDocument
 from poold.master.engine.signals import Inbox
 from poold.master.main import Master
+from poold.master.upgrade import state
+from poold.master.upgrade.state import StateDocument
 from poold.settings import config
 from poold.settings.config import People
 from poold.title import set_title
@@ -53,7 +53,7 @@ def _read(fd: int) -> StateDocument:
 
 def close_others(found: StateDocument, guard: int | None) -> None:
     """Close every descriptor that the document does not name, but the guard's: nothing is carried on that nobody knows of."""
-    known = found.descriptors() | {guard}
+    known = found.named_descriptors() | {guard}
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2 and int(name) not in known:
             try:

@@ -1,61 +1,104 @@
-"""The drain: who is queued is served, sessions are told and given their time, then TERM, then KILL.
+"""The end: who is queued is served, sessions are told and given their time, then TERM, then KILL.
+
+    begin ─▶ DRAINING ─▶ over, or overdue ─▶ stop ─▶ STOPPING: workers, then molds ─▶ CLOSING: the exporter ─▶ STOPPED
 
 Nothing is remembered that can be derived: the drain is over when no listener of our own is open, nobody was queued at a lent one at
 the last look, and no session is left.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 from poold.log import log
+from poold.master.children.reaper import Keeper
+from poold.master.children.table import ChildTable
+from poold.master.clients.listeners import Listeners
+from poold.master.clients.sessions import Sessions
+from poold.master.current import Current
 from poold.master.engine.deadlines import Deadline
-from poold.master.parts import Parts
-from poold.pages import Phase
-from poold.scoreboard import DRAINING
-from poold.words import Cause
+from poold.master.engine.loop import Loop
+from poold.master.outside.manager import Manager
+from poold.master.phase import Life, Phase
+from poold.pages import Phase as PhasePage
+from poold.scoreboard import DRAINING, Counters
+from poold.words import Cause, Kind
 
 
 class Drain:
-    """From the first word to stop until the last session has ended."""
+    """From the first word to stop until the last child has ended."""
 
-    def __init__(self, parts: Parts, phase: Phase) -> None:
-        self._parts = parts
-        self._phase = phase
+    def __init__(
+        self,
+        *,
+        life: Life,
+        current: Current,
+        loop: Loop,
+        table: ChildTable,
+        counters: Counters,
+        sessions: Sessions,
+        listeners: Listeners,
+        manager: Manager,
+        keepers: Mapping[Kind, Keeper],
+        page: PhasePage,
+    ) -> None:
+        self._life = life
+        self._current = current
+        self._loop = loop
+        self._table = table
+        self._counters = counters
+        self._sessions = sessions
+        self._listeners = listeners
+        self._manager = manager
+        self._keepers = keepers
+        self._page = page
         self._deadline: Deadline | None = None
-        self.until = 0.0
-        # Told when the time is up.
-        self.on_overdue: Callable[[], object] = lambda: None
 
     def begin(self) -> None:
         """Stop keeping spares, tell the sessions, empty the queues."""
-        parts = self._parts
-        seconds = parts.current.config.timeouts.drain
-        self.until = parts.loop.clock() + seconds
-        self._phase.drain()
-        parts.counters.cells[DRAINING] = 1
-        parts.pool.draining = True
-        parts.listeners.drain(seconds=seconds)
-        self._deadline = parts.loop.at(self.until, self._overdue)
-        log.info("draining", sessions=len(parts.sessions.open), seconds=seconds)
+        seconds = self._current.config.timeouts.drain
+        until = self._loop.clock() + seconds
+        self._life.drain(until)
+        self._manager.stopping()
+        self._page.drain()
+        self._counters.cells[DRAINING] = 1
+        self._listeners.drain(seconds=seconds)
+        self._deadline = self._loop.at(until, self._overdue)
+        log.info("draining", sessions=len(self._sessions.open), seconds=seconds)
 
     def over(self) -> bool:
-        """Say whether everybody who came has been served."""
-        parts = self._parts
-        return not parts.sessions.open and parts.listeners.drained()
-
-    def left(self) -> float:
-        """Return the seconds that sessions still have."""
-        return max(0.0, self.until - self._parts.loop.clock())
+        """Say whether there is nothing more to wait for: everybody who came has been served, or the time is up."""
+        if not self._life.drains:
+            return False
+        served = not self._sessions.open and self._listeners.drained()
+        return served or self._life.left(self._loop.clock()) == 0
 
     def _overdue(self) -> None:
-        if self._parts.sessions.open:
-            log.warning("drain_overdue", sessions=len(self._parts.sessions.open))
-        self.on_overdue()
+        if self._sessions.open and self._life.drains:
+            log.warning("drain_overdue", sessions=len(self._sessions.open))
 
-    def end(self, cause: Cause) -> None:
-        """Stop waiting: no more is accepted, and what is left gets TERM, then KILL."""
+    def stop(self, cause: Cause) -> None:
+        """Stop accepting and end every child; sessions that are left end for this cause. Again changes nothing."""
+        if self._life.stops:
+            return
+        told = self._life.drains
+        self._life.stop(cause)
+        if not told:
+            self._manager.stopping()
+        log.info("stopping", sessions=len(self._sessions.open))
         if self._deadline is not None:
             self._deadline.cancel()
-        parts = self._parts
-        parts.counters.cells[DRAINING] = 1
-        parts.listeners.close()
-        parts.pool.stop(cause)
+        self._counters.cells[DRAINING] = 1
+        self._loop.each((self._listeners.close, self._keepers[Kind.WORKER].stop))
+
+    def advance(self) -> None:
+        """Let go of one kind after the other; called in each turn of the stop. The exporter answers to the end."""
+        kinds = {child.kind for child in self._table}
+        if Kind.WORKER in kinds:
+            return
+        self._keepers[Kind.MOLD].stop()
+        if kinds <= {Kind.EXPORTER, Kind.LOGGER}:
+            if not self._life.closes:
+                self._life.enter(Phase.CLOSING)
+            self._keepers[Kind.EXPORTER].stop()
+        if kinds <= {Kind.LOGGER}:
+            # The last lines are written after the loop has ended.
+            self._life.enter(Phase.STOPPED)

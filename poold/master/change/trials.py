@@ -13,10 +13,12 @@ from typing import Any
 
 from poold.errors import OWN_FAULT, Problem
 from poold.master.children.exits import Exit
+from poold.master.children.ladder import Ladder
 from poold.master.children.spawn import memory_file
-from poold.master.children.table import Child
-from poold.master.parts import Parts
-from poold.scoreboard import SPAWNED
+from poold.master.children.table import Child, ChildTable
+from poold.master.current import Current
+from poold.master.engine.loop import Loop
+from poold.scoreboard import SPAWNED, Counters
 from poold.words import Failure, Kind, State
 
 # A trial that takes longer hangs: in a name service, say.
@@ -30,8 +32,12 @@ Judged = Callable[[dict[str, Any], list[Problem]], object]
 class Trials:
     """The trials that run; there is one at a time, or one that nobody waits for any more beside it."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, *, current: Current, loop: Loop, table: ChildTable, ladder: Ladder, counters: Counters) -> None:
+        self._current = current
+        self._loop = loop
+        self._table = table
+        self._ladder = ladder
+        self._counters = counters
         self._running: dict[Child, tuple[int, Judged]] = {}
 
     def begin(self, launch: Callable[[int], int], judged: Judged) -> None:
@@ -39,8 +45,7 @@ class Trials:
 
         Whatever is raised (OSError is what can be expected), there is no trial.
         """
-        parts = self._parts
-        for lost in [each for each in self._running if parts.table.by_pid(each.pid) is not each]:
+        for lost in [each for each in self._running if self._table.by_pid(each.pid) is not each]:
             os.close(self._running.pop(lost)[0])
         verdict = memory_file("verdict")
         try:
@@ -49,24 +54,35 @@ class Trials:
         except BaseException:
             os.close(verdict)
             raise
-        parts.ladder.within(child, TRIAL_SECONDS, partial(parts.ladder.expel, child, Failure.TIMEOUT))
+        self._ladder.within(child, TRIAL_SECONDS, partial(self._ladder.expel, child, Failure.TIMEOUT))
 
     def start(self, launch: Callable[[], int]) -> Child:
         """Start a process of this kind by `launch`, which returns a pid. Whatever is raised, there is none."""
-        parts = self._parts
-        child = parts.table.claim(Kind.TRIAL, generation=parts.current.generation, now=parts.loop.clock())
         try:
-            parts.table.born(child, launch())
-            parts.counters.cells[SPAWNED[Kind.TRIAL]] += 1
+            child = self._table.claim(Kind.TRIAL, generation=self._current.generation, now=self._loop.clock())
+        except LookupError as error:
+            raise OSError(str(error)) from error
+        try:
+            self._table.born(child, launch())
+            self._counters.cells[SPAWNED[Kind.TRIAL]] += 1
             child.ready = True
-            parts.table.move(child, State.SERVING)
+            self._table.move(child, State.SERVING)
         except BaseException:
             if child.pid:
-                parts.ladder.expel(child, None)
+                self._ladder.expel(child, None)
             else:
-                parts.table.remove(child)
+                self._table.remove(child)
             raise
         return child
+
+    def hear_out(self, child: Child) -> None:
+        """Read nothing: a trial's verdict is read when the trial has ended."""
+
+    def stop(self) -> None:
+        """Leave them: each ends by itself, or by its deadline."""
+
+    def inherit(self, child: Child) -> None:
+        """Take over a trial that the program before has begun; nobody waits for its verdict."""
 
     def exited(self, child: Child, exit: Exit) -> None:
         """Read the verdict of a trial that has ended, and tell it."""
@@ -83,7 +99,7 @@ class Trials:
             os.close(fd)
         judged(verdict, problems)
         if fault is not None:
-            self._parts.loop.note_error(fault)
+            self._loop.note_error(fault)
 
 
 def _verdict(fd: int, child: Child, exit: Exit) -> tuple[dict[str, Any], list[Problem]]:

@@ -13,22 +13,28 @@ the listener is left alone until the answer is due: a crowd of scrapers wakes th
 import errno
 import os
 import socket
-from collections.abc import Callable
+from _socket import socketpair as _socketpair
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from poold.address import Address
 from poold.channel import Wire
+from poold.errors import ConfigError
 from poold.lifeline import ANSWER, QUESTION, WORDS_MAX
 from poold.log import log
 from poold.master.children.exits import Exit
 from poold.master.children.ladder import Ladder
 from poold.master.children.spawn import Launcher
+from poold.master.children.succession import Member, Prepared, Starter, Succession
 from poold.master.children.table import Child, ChildTable
-from poold.master.clients.sockets import Opened
+from poold.master.clients import sockets
+from poold.master.clients.sockets import Opened, SocketPart
 from poold.master.current import Current
+from poold.master.document.part import Part
 from poold.master.engine.loop import Loop
-from poold.master.engine.throttle import Throttle
-from poold.scoreboard import SPAWNED, Counters, read_only
+from poold.master.phase import Life
+from poold.scoreboard import Counters, read_only
 from poold.words import Failure, Kind, State
 
 # How long an exporter may take until it answers scrapes.
@@ -36,99 +42,120 @@ STARTUP = 20.0
 # And how long, from then on, to say that its loop turns when somebody has come to be answered.
 SILENCE = 5.0
 
-# Told how a prepared exporter turned out: None, or why it cannot be used.
-Prepared = Callable[[str | None], object]
-
 
 @dataclass(slots=True, eq=False)
-class Exporter:
-    """An exporter. `prepared` is set as long as it is a candidate.
+class Exporter(Member):
+    """An exporter.
 
     `asked` says that its answer is due, or that it is not yet time for the next question; `answered` that the answer has come;
     `crowded` that more scrapers have come meanwhile.
     """
 
-    child: Child
-    prepared: Prepared | None = None
     asked: bool = False
     answered: bool = False
     crowded: bool = False
 
 
-class Exporters:
+@dataclass(frozen=True, kw_only=True)
+class ExportersPart(Part):
+    """The metrics listener, and its address as the settings have it."""
+
+    metrics: SocketPart | None = None
+    metrics_address: str | None = None
+
+    def descriptors(self) -> Iterator[int]:
+        """Yield the listener's descriptor."""
+        return iter(() if self.metrics is None else (self.metrics.fd,))
+
+
+class Exporters(Succession[Exporter]):
     """The exporter in use, and one that is being prepared."""
 
     def __init__(
         self,
         *,
+        life: Life,
         current: Current,
         loop: Loop,
         table: ChildTable,
         ladder: Ladder,
+        starter: Starter,
         counters: Counters,
         launcher: Launcher,
     ) -> None:
+        super().__init__(loop=loop, ladder=ladder)
+        self._life = life
         self._current = current
-        self._loop = loop
         self._table = table
-        self._ladder = ladder
+        self._starter = starter
         self._counters = counters
         self._launcher = launcher
-        # Whose exporter is in use; None: metrics are off.
-        self.listener: Opened | None = None
-        # At which one newcomers are noticed.
+        # The listener of the exporter in use; None: metrics are off.
+        self._listener: Opened | None = None
+        # The listener at which newcomers are noticed.
         self._watched: Opened | None = None
-        self._exporters: dict[Child, Exporter] = {}
-        self._used: Exporter | None = None
-        self._candidate: Exporter | None = None
-        self._throttle = Throttle()
         self._asking: list[tuple[Wire, int]] = []
-        self.stopping = False
+
+    @property
+    def listener(self) -> Opened | None:
+        """The metrics listener, None while metrics are off."""
+        return self._listener
+
+    def open(self, address: Address) -> None:
+        """Open the metrics listener. Raises ConfigError."""
+        self._listener = sockets.open_metrics(address)
+        log.info("metrics_listening", address=sockets.address(self._listener.socket))
+
+    def save(self) -> ExportersPart:
+        """Return the metrics listener."""
+        address = self._current.config.metrics.listen
+        return ExportersPart(
+            metrics=self._listener.save() if self._listener is not None else None,
+            metrics_address=str(address) if address is not None else None,
+        )
+
+    def restore(self, part: ExportersPart) -> None:
+        """Take over the metrics listener of the program before; one that is not there is opened anew."""
+        if part.metrics is None:
+            return
+        address = self._current.config.metrics.listen
+        try:
+            self._listener = sockets.restored("metrics", part.metrics, {})
+        except ConfigError as error:
+            log.error("listener_lost", listener="metrics", reason=str(error.problems[0]))
+            try:
+                self._listener = sockets.open_metrics(address) if address is not None else None
+            except ConfigError as second:
+                # No session is ended for the want of metrics; the next reload opens them.
+                log.error("listener_lost", listener="metrics", reason=str(second.problems[0]))
 
     def start(self) -> None:
         """Start an exporter for the listener in use, if there is none; a failure is tried again later."""
-        if self.stopping or self.listener is None or self._used is not None:
+        if self._life.closes or self._listener is None or self._used is not None:
             return
         try:
-            self._used = self._launch(self._current, self.listener)
+            self._used = self._launch(self._current, self._listener)
         except OSError as error:
             self._again(str(error))
 
     def _launch(self, settings: Current, listener: Opened) -> Exporter:
-        child = self._table.claim(Kind.EXPORTER, generation=settings.generation, now=self._loop.clock())
-        exporter = Exporter(child)
-        try:
-            child.channel, theirs = socket.socketpair()
-            child.channel.setblocking(False)
-            with theirs:
-                self._loop.watch(child.channel, partial(self._read, exporter))
-                pid = self._spawn(settings, theirs, listener.socket)
-        except BaseException:
-            self._ladder.close_channel(child)
-            self._table.remove(child)
-            raise
-        self._table.born(child, pid)
-        self._counters.cells[SPAWNED[Kind.EXPORTER]] += 1
-        self._exporters[child] = exporter
-        self._ladder.within(child, STARTUP, partial(self._too_slow, exporter))
-        log.info("exporter_started", pid=pid)
-        return exporter
+        def launch(lifeline: int) -> int:
+            counters = read_only(self._counters.fd)
+            try:
+                return self._launcher.exporter(settings, counters=counters, lifeline=lifeline, listener=listener.socket.fileno())
+            finally:
+                os.close(counters)
 
-    def _spawn(self, settings: Current, lifeline: socket.socket, listener: socket.socket) -> int:
-        counters = read_only(self._counters.fd)
-        try:
-            fds = {"counters": counters, "lifeline": lifeline.fileno(), "listener": listener.fileno()}
-            return self._launcher.exporter(settings, **fds)
-        finally:
-            os.close(counters)
+        child = self._starter.start(Kind.EXPORTER, settings.generation, pair=_lifeline, launch=launch, read=self._read)
+        exporter = self._members[child] = Exporter(child)
+        self._ladder.within(child, STARTUP, partial(self._ladder.expel, child, Failure.TIMEOUT))
+        log.info("exporter_started", pid=child.pid)
+        return exporter
 
     def prepare(self, settings: Current, listener: Opened, prepared: Prepared) -> None:
         """Start an exporter for other settings beside the one in use, and tell when it answers or cannot. Raises OSError."""
         self._candidate = self._launch(settings, listener)
         self._candidate.prepared = prepared
-
-    def _too_slow(self, exporter: Exporter) -> None:
-        self._ladder.expel(exporter.child, Failure.TIMEOUT)
 
     def adopt(self, listener: Opened | None) -> None:
         """Use the prepared exporter, or none, from now on; others answer what has come to them and leave. Again changes nothing."""
@@ -136,22 +163,15 @@ class Exporters:
             self._used, self._candidate = self._candidate, None
         if self._used is not None:
             self._used.prepared = None
-        before, self.listener = self.listener, listener
+        before, self._listener = self._listener, listener
         try:
             self._look_out()
         finally:
             if before is not None and before is not listener:
                 before.close()
-        for exporter in self._exporters.values():
-            if exporter is not self._used and not exporter.child.leaving:
+        for exporter in self._staying():
+            if exporter is not self._used:
                 self._ladder.retire(exporter.child)
-
-    def discard(self) -> None:
-        """Give up the exporter that is being prepared; its listener is its opener's to close."""
-        candidate, self._candidate = self._candidate, None
-        if candidate is not None and not candidate.child.leaving:
-            candidate.prepared = None
-            self._ladder.retire(candidate.child)
 
     def inherit(self, child: Child) -> None:
         """Take over an exporter of the program before, and see it off: it reads memory that nobody writes any more.
@@ -159,13 +179,16 @@ class Exporters:
         Ours is started when it has left. Side by side they would answer now from the one memory and now from the other, and
         counters would seem to fall; meanwhile scrapers wait in the queue.
         """
-        self._exporters[child] = exporter = Exporter(child)
+        self._members[child] = exporter = Exporter(child)
         if not child.leaving:
             self._used = exporter
             self._ladder.retire(child)
 
-    def _read(self, exporter: Exporter) -> None:
-        child = exporter.child
+    def hear_out(self, child: Child) -> None:
+        """Read nothing: an exporter's last words are questions that nobody waits to have answered."""
+
+    def _read(self, child: Child) -> None:
+        exporter = self._members[child]
         if child.channel is None:
             return
         try:
@@ -192,14 +215,13 @@ class Exporters:
         self._table.move(exporter.child, State.SERVING)
         self._throttle.succeeded()
         log.info("exporter_ready", pid=exporter.child.pid)
-        if exporter.prepared is not None:
-            exporter.prepared(None)
+        exporter.turned_out(None)
         self._look_out()
 
     def _look_out(self) -> None:
         """Watch the listener in use exactly while the exporter in use answers, unless it has been asked whether it does, by a crowd."""
         used = self._used
-        wanted = self.listener if used is not None and used.child.state is State.SERVING and not used.crowded else None
+        wanted = self._listener if used is not None and used.child.state is State.SERVING and not used.crowded else None
         if wanted is self._watched:
             return
         if self._watched is not None:
@@ -260,31 +282,31 @@ class Exporters:
 
     def exited(self, child: Child, exit: Exit) -> None:
         """Settle the end of an exporter; start another one if it was the one in use."""
-        exporter = self._exporters.pop(child)
+        exporter = self._members.pop(child)
         reason = f"the exporter ended with status {exit.status}"
         if exporter is self._candidate:
             self._candidate = None
-            if exporter.prepared is not None:
-                exporter.prepared(reason)
+            exporter.turned_out(reason)
         elif exporter is self._used:
             self._used = None
             self._look_out()
             if child.excused:
                 # It was asked to leave, to make room for another.
                 self.start()
-            elif not self.stopping:
+            elif not self._life.closes:
                 self._again(reason)
 
-    def _again(self, reason: str) -> None:
-        self._throttle.failed(self._loop.clock())
-        if reason:
-            log.error("exporter_failed", reason=reason, retry_seconds=self._throttle.delay)
-        self._loop.at(self._throttle.until, self.start)
+    def _tell(self, reason: str, *, first: bool) -> None:
+        log.error("exporter_failed", reason=reason, retry_seconds=self._throttle.delay)
 
     def stop(self) -> None:
         """Ask every exporter to leave."""
-        self.stopping = True
-        for exporter in self._exporters.values():
-            if not exporter.child.leaving:
-                self._ladder.retire(exporter.child)
+        super().stop()
         self._look_out()
+
+
+def _lifeline() -> tuple[Wire, Wire]:
+    """Return the master's end of a lifeline, which does not block, and the exporter's. Raises OSError."""
+    ours, theirs = _socketpair()
+    ours.setblocking(False)
+    return ours, theirs

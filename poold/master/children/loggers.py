@@ -13,11 +13,10 @@ from poold.log import log
 from poold.master.children.exits import Exit
 from poold.master.children.ladder import Ladder
 from poold.master.children.spawn import Launcher
+from poold.master.children.succession import Member, Starter, Succession
 from poold.master.children.table import Child, ChildTable
 from poold.master.current import Current
 from poold.master.engine.loop import Loop
-from poold.master.engine.throttle import Throttle
-from poold.scoreboard import SPAWNED, Counters
 from poold.words import Kind, State
 
 # How long the end of poold waits for the last lines: its stream may stand still.
@@ -28,29 +27,17 @@ TRIES = 2
 STARTUP = 20.0
 
 
-class Loggers:
+class Loggers(Succession[Member]):
     """The logger in use, and one of the program before."""
 
-    def __init__(
-        self,
-        *,
-        current: Current,
-        loop: Loop,
-        table: ChildTable,
-        ladder: Ladder,
-        counters: Counters,
-        launcher: Launcher,
-    ) -> None:
+    def __init__(self, *, current: Current, loop: Loop, table: ChildTable, ladder: Ladder, starter: Starter, launcher: Launcher) -> None:
+        super().__init__(loop=loop, ladder=ladder)
         self._current = current
-        self._loop = loop
         self._table = table
-        self._ladder = ladder
-        self._counters = counters
+        self._starter = starter
         self._launcher = launcher
         self._streams = launcher.streams
-        self._used: Child | None = None
         self._format = ""
-        self._throttle = Throttle()
 
     def start(self) -> None:
         """Start a logger, if one is needed and there is none; a failure is tried again later."""
@@ -61,32 +48,25 @@ class Loggers:
         except OSError as error:
             self._again(str(error))
 
-    def _launch(self) -> Child:
-        child = self._table.claim(Kind.LOGGER, generation=self._current.generation, now=self._loop.clock())
-        try:
-            child.channel, theirs = channel.pair()
-            try:
-                self._loop.watch(child.channel, partial(self._read, child))
-                pipes = {"own": self._streams.own_reader, "output": self._streams.output_reader}
-                pid = self._launcher.logger(self._current, lifeline=theirs.fileno(), **pipes)
-            finally:
-                theirs.close()
-        except BaseException:
-            self._ladder.close_channel(child)
-            self._table.remove(child)
-            raise
-        self._table.born(child, pid)
-        self._counters.cells[SPAWNED[Kind.LOGGER]] += 1
+    def _launch(self) -> Member:
+        streams = self._streams
+
+        def launch(lifeline: int) -> int:
+            return self._launcher.logger(self._current, lifeline=lifeline, own=streams.own_reader, output=streams.output_reader)
+
+        child = self._starter.start(Kind.LOGGER, self._current.generation, pair=channel.pair, launch=launch, read=self._read)
+        logger = self._members[child] = Member(child)
         self._format = self._current.config.log.format
         self._ladder.within(child, STARTUP, partial(self._ladder.expel, child, None))
-        log.info("logger_started", pid=pid)
-        return child
+        log.info("logger_started", pid=child.pid)
+        return logger
 
     def inherit(self, child: Child) -> None:
         """Take over a logger of the program before, and see it off: what it has read by now it writes, and ours goes on from there."""
+        logger = self._members[child] = Member(child)
         if child.leaving:
             return
-        self._used = child
+        self._used = logger
         self._send(child, LOGGER_LEAVE)
         self._ladder.retire(child)
 
@@ -94,8 +74,8 @@ class Loggers:
         """Tell the logger of settings that have changed. What has been written by now may still get the new format."""
         if self._used is not None and self._format != self._current.config.log.format:
             self._format = self._current.config.log.format
-            if not self._send(self._used, self._format.encode()):
-                self._ladder.expel(self._used, None)
+            if not self._send(self._used.child, self._format.encode()):
+                self._ladder.expel(self._used.child, None)
 
     def _send(self, child: Child, word: bytes) -> bool:
         try:
@@ -124,12 +104,16 @@ class Loggers:
                 log.dropped += LOST.unpack(word)[0]
             else:
                 self._ladder.close_channel(child)
-                if not child.leaving:
+                if not child.leaving and not child.exiting:
                     self._ladder.expel(child, None)
+
+    def hear_out(self, child: Child) -> None:
+        """Read what a logger whose exit was seen has said last: how many lines it has lost."""
+        self._read(child)
 
     def exited(self, child: Child, exit: Exit) -> None:
         """Settle the end of a logger; start another one if it was the one in use."""
-        if child is not self._used:
+        if self._members.pop(child) is not self._used:
             return
         self._used = None
         if child.excused:
@@ -137,10 +121,11 @@ class Loggers:
         else:
             self._again(f"the logger ended with status {exit.status}")
 
-    def _again(self, reason: str) -> None:
-        self._throttle.failed(self._loop.clock())
+    def _tell(self, reason: str, *, first: bool) -> None:
         log.error("logger_failed", reason=reason, retry_seconds=self._throttle.delay)
-        self._loop.at(self._throttle.until, self.start)
+
+    def stop(self) -> None:
+        """Leave it: the last lines are yet to come, and `close` sees that they get out."""
 
     def close(self) -> None:
         """See that the last lines get out, and give descriptor 2 back; the last thing, when the loop has ended.
@@ -151,14 +136,14 @@ class Loggers:
         for _ in range(TRIES if self._streams.logged else 0):
             # Where there is none, nobody has read what is in the pipes.
             self.start()
-            used = self._used
-            if used is None:
+            if self._used is None:
                 return
+            used = self._used.child
             told = self._send(used, LOGGER_LEAVE)
             # One that is leaving is the program's before, and does not see the last lines.
             ended = (told or used.leaving) and _ended(used, LAST_SECONDS)
             if told and ended:
-                self._streams.restore()
+                self._streams.give_back()
                 return
             if not ended:
                 self._ladder.expel(used, None)

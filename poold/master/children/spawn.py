@@ -14,15 +14,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from poold import arguments
 from poold.log import log
-from poold.master.children.streams import Streams
+from poold.master.children.streams import Streams, StreamsPart
 from poold.master.current import Current
+from poold.master.document.part import Part
 from poold.scoreboard import shared_memory
 from poold.settings.config import Config, People, Server
 
@@ -59,6 +60,24 @@ class Recipe:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class LauncherPart(Part):
+    """What children are started with: the limits of open files as they were at first (getrlimit(2): -1 is none), and the log's pipes."""
+
+    limits: tuple[int, ...]
+    streams: StreamsPart | None = None
+
+    def check(self) -> None:
+        """Raise ValueError where these are no limits."""
+        if len(self.limits) != 2:
+            raise ValueError("limits are soft and hard")
+
+    def descriptors(self) -> Iterator[int]:
+        """Yield the ends of the pipes."""
+        if self.streams is not None:
+            yield from (self.streams.own, self.streams.own_reader, self.streams.output, self.streams.output_reader)
+
+
 @dataclass(frozen=True, slots=True)
 class Launcher:
     """What every start needs: the master's environment, its limit of open files as it was before it was raised, and its streams."""
@@ -66,6 +85,13 @@ class Launcher:
     environ: Mapping[str, str]
     limits: tuple[int, int]
     streams: Streams = field(default_factory=Streams)
+
+    def save(self) -> LauncherPart:
+        """Return what children are started with."""
+        return LauncherPart(limits=self.limits, streams=self.streams.save())
+
+    def restore(self, part: LauncherPart) -> None:
+        """Do nothing: a launcher is made of its part, because a start needs it first of all."""
 
     def exporter(self, current: Current, **fds: int) -> int:
         """Start an exporter and return its pid. Raises OSError."""

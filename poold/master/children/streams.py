@@ -15,12 +15,22 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from poold.log import log
-from poold.master.document.state import StreamsPart
 
 # Lines for as long as it takes to start another logger under load.
 PIPE_BYTES = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class StreamsPart:
+    """The pipes to the logger, both ends; descriptor 2 is the log's stream itself."""
+
+    own: int
+    own_reader: int
+    output: int
+    output_reader: int
 
 
 class Streams:
@@ -57,12 +67,12 @@ class Streams:
         os.dup2(self.own, 2)
         log.frame(on=True)
 
-    def inherit(self, part: StreamsPart) -> None:
+    def restore(self, part: StreamsPart) -> None:
         """Take over the pipes of the program before. Raises OSError."""
         self.own, self.own_reader, self.output, self.output_reader = part.own, part.own_reader, part.output, part.output_reader
         self._insert()
 
-    def part(self) -> StreamsPart | None:
+    def save(self) -> StreamsPart | None:
         """Return what the next program needs of this, None for nothing."""
         if not self.logged:
             return None
@@ -79,7 +89,7 @@ class Streams:
             if self.logged:
                 os.dup2(self.own, 2)
 
-    def restore(self) -> None:
+    def give_back(self) -> None:
         """Give descriptor 2 back for good: there is no logger any more."""
         if self.logged:
             os.dup2(self.real, 2)

@@ -6,12 +6,13 @@ come before its row. Transitions are data; an illegal one raises and changes not
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from poold.channel import Wire
 from poold.errors import InternalError
-from poold.master.clients.sessions import Session
+from poold.master.clients.sessions import Session, SessionPart
+from poold.master.document.part import descriptor, within
 from poold.master.engine.deadlines import Deadline
 from poold.scoreboard import AUXILIARY_SLOTS, SLOTS
 from poold.words import Cause, Failure, Kind, State
@@ -24,6 +25,37 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.TERMINATING: frozenset({State.KILLED}),
     State.KILLED: frozenset(),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class ChildPart:
+    """A born child. `channel` is the master's end, None where it is closed; `page` a worker's activity page, None where it has none."""
+
+    slot: int
+    incarnation: int
+    kind: Kind
+    generation: int
+    pid: int
+    state: State
+    claimed_at: float
+    ready: bool = False
+    excused: bool = False
+    failure: Failure | None = None
+    channel: int | None = None
+    page: int | None = None
+    session: SessionPart | None = None
+
+    def __post_init__(self) -> None:
+        first, beyond = (AUXILIARY_SLOTS, SLOTS) if self.kind is Kind.WORKER else (0, AUXILIARY_SLOTS)
+        within(f"the slot of a {self.kind}", self.slot, first, beyond - 1)
+        within("an incarnation", self.incarnation, 0, (1 << 32) - 1)
+        within("a generation", self.generation, 0, (1 << 32) - 1)
+        within("a pid", self.pid, 2, (1 << 31) - 1)
+        within("a time", self.claimed_at, 0)
+        descriptor(self.channel)
+        descriptor(self.page)
+        if self.session is not None and (self.kind is not Kind.WORKER or self.state in (State.STARTING, State.SPARE)):
+            raise ValueError(f"a {self.kind} that is {self.state} has no session")
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +87,26 @@ class Child:
     page: int | None = None
     deadline: Deadline | None = None
 
+    def save(self) -> ChildPart:
+        """Return what the next program must know of a born child."""
+        # A session that is not acknowledged does not cross: it is waited for before the document that counts is made.
+        session = self.session if self.session is not None and self.session.acknowledged else None
+        return ChildPart(
+            slot=self.slot,
+            incarnation=self.incarnation,
+            kind=self.kind,
+            generation=self.generation,
+            pid=self.pid,
+            state=self.state,
+            claimed_at=self.claimed_at,
+            ready=self.ready,
+            excused=self.excused,
+            failure=self.failure,
+            channel=self.channel.fileno() if self.channel is not None else None,
+            page=self.page,
+            session=session.save() if session is not None else None,
+        )
+
     @property
     def leaving(self) -> bool:
         """Say whether it has been told to go."""
@@ -73,8 +125,9 @@ class ChildTable:
     # Born children only, by kind and state: an order to the mold is not a child.
     census: Counter[tuple[Kind, State]] = field(default_factory=Counter)
     workers: int = 0
-    # Told of every change of a born child: the state it was in before, if it was; True when it is removed.
-    changed: Callable[[Child, State | None, bool], object] = lambda child, before, removed: None
+    # Born children that have changed since `take_changes`: kinds and states, and children by slot (None: removed).
+    _stirred: set[tuple[Kind, State]] = field(default_factory=set)
+    _moved: dict[int, Child | None] = field(default_factory=dict)
 
     def claim(self, kind: Kind, *, generation: int, now: float) -> Child:
         """Take a slot for a child that is about to be made. Raises LookupError when every slot is taken."""
@@ -92,7 +145,7 @@ class ChildTable:
         self._incarnation = max(self._incarnation, child.incarnation)
         self.census[child.kind, child.state] += 1
         self.workers += child.kind is Kind.WORKER
-        self.changed(child, None, False)
+        self._note(child)
 
     def settle_slots(self) -> None:
         """Find out which slots are free among those that were inherited."""
@@ -117,7 +170,7 @@ class ChildTable:
         child.pid = pid
         self._pids[pid] = child
         self.census[child.kind, child.state] += 1
-        self.changed(child, None, False)
+        self._note(child)
 
     def move(self, child: Child, state: State) -> None:
         """Change a child's state."""
@@ -127,7 +180,7 @@ class ChildTable:
         if child.pid:
             self.census[child.kind, before] -= 1
             self.census[child.kind, state] += 1
-            self.changed(child, before, False)
+            self._note(child, before)
 
     def assign(self, child: Child, session: Session) -> None:
         """Give a spare its session."""
@@ -151,10 +204,22 @@ class ChildTable:
         if child.pid:
             del self._pids[child.pid]
             self.census[child.kind, child.state] -= 1
-            self.changed(child, None, True)
+            self._note(child, removed=True)
         if child.kind is Kind.WORKER:
             self.workers -= 1
             heapq.heappush(self._free, child.slot)
+
+    def _note(self, child: Child, before: State | None = None, *, removed: bool = False) -> None:
+        self._stirred.add((child.kind, child.state))
+        if before is not None:
+            self._stirred.add((child.kind, before))
+        self._moved[child.slot] = None if removed else child
+
+    def take_changes(self) -> tuple[set[tuple[Kind, State]], dict[int, Child | None]]:
+        """Return what has changed since the last call: kinds and states to be counted anew, and children by slot (None: removed)."""
+        stirred, moved = self._stirred, self._moved
+        self._stirred, self._moved = set(), {}
+        return stirred, moved
 
     def by_pid(self, pid: int) -> Child | None:
         """Return the child with this pid."""

@@ -6,15 +6,30 @@ socket, where the kernel does not offer that, into a buffer that nobody looks at
 """
 
 import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 from poold.channel import Wire
+from poold.master.clients import sockets
+from poold.master.document.part import Part
 from poold.master.engine.deadlines import Deadline
 from poold.master.engine.loop import Loop
 from poold.settings.descriptors import LINGER_MAX
 
 LINGER_SECONDS = 1.0
 _SCRAP = bytearray(65536)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LingerPart(Part):
+    """The descriptors of refused connections that have not ended yet."""
+
+    lingering: tuple[int, ...] = ()
+
+    def descriptors(self) -> Iterator[int]:
+        """Yield these descriptors."""
+        return iter(self.lingering)
 
 
 class Linger:
@@ -42,15 +57,18 @@ class Linger:
             return
         self._keep(refused)
 
-    def inherit(self, refused: Wire) -> None:
-        """Take over a connection that the program before has refused."""
-        refused.setblocking(False)
-        self._loop.watch(refused, partial(self._discard, refused))
-        self._keep(refused)
+    def save(self) -> LingerPart:
+        """Return those that have not ended yet."""
+        return LingerPart(lingering=tuple(refused.fileno() for refused in self._open))
 
-    def descriptors(self) -> list[int]:
-        """Return the descriptors of those that have not ended yet."""
-        return [refused.fileno() for refused in self._open]
+    def restore(self, part: LingerPart) -> None:
+        """Take over the connections that the program before has refused."""
+        for fd in part.lingering:
+            refused = sockets.connection(fd)
+            if refused is not None:
+                refused.setblocking(False)
+                self._loop.watch(refused, partial(self._discard, refused))
+                self._keep(refused)
 
     def _keep(self, refused: Wire) -> None:
         if len(self._open) >= LINGER_MAX:

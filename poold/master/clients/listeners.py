@@ -2,21 +2,26 @@
 
 import errno
 import socket
-import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 from poold.address import Address, Endpoint
 from poold.channel import Wire
+from poold.errors import ConfigError
 from poold.log import log
+from poold.master.clients import sockets
+from poold.master.clients.door import Door
+from poold.master.clients.listening import ListenerPart, ListenersPart, Listening
 from poold.master.clients.sessions import Accepted
-from poold.master.clients.sockdiag import unix_queue
+from poold.master.clients.sockdiag import queue
 from poold.master.clients.sockets import Opened, address, retune, somaxconn
-from poold.master.engine.deadlines import Deadline
+from poold.master.clients.store import Store
+from poold.master.current import Current
 from poold.master.engine.loop import Loop
+from poold.master.phase import Life
 from poold.scoreboard import ACCEPT_ERRORS, ACCEPTED, ACCEPTING, BACKLOG, BACKLOG_KNOWN, BACKLOG_LIMIT, NOT_ACCEPTING_SINCE, Counters
-from poold.settings.config import Listener
+from poold.settings.config import Config, Listener
 
 _AF_UNIX, _SOCK_STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
 # Accepts of one listener in one turn, so that a busy one holds up neither signals nor the others.
@@ -24,6 +29,8 @@ ACCEPTS_MAX = 16
 # How long to leave accept alone when the kernel is out of something: no other event would say that it has it again.
 PAUSE = 0.1
 SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+# How long the queue of a removed listener is served at the most, where `timeouts.drain` is not longer.
+EMPTY_SECONDS = 30.0
 # What belongs to one client that has gone wrong before it was accepted (accept(2), "Error handling"); the next one is tried.
 PASSING = {
     errno.ECONNABORTED,
@@ -40,44 +47,19 @@ PASSING = {
 }
 
 
-@dataclass(slots=True, eq=False)
-class Listening:
-    """One open listener; `number` is its cell in the counters.
-
-    One that is `leaving` is closed as soon as nobody waits in its queue. `empty` says that nobody did at the last look.
-    """
-
-    opened: Opened
-    listener: Listener
-    number: int
-    family: int
-    leaving: bool = False
-    missed: bool = False
-    empty: bool = False
-    deadline: Deadline | None = None
-
-    @property
-    def name(self) -> str:
-        """Return the label in metrics and logs."""
-        return self.listener.name
-
-
 class Listeners:
     """The open listeners, and whether they are watched."""
 
-    def __init__(self, *, loop: Loop, counters: Counters) -> None:
+    def __init__(self, *, life: Life, current: Current, loop: Loop, counters: Counters, door: Door, store: Store) -> None:
+        self._life = life
+        self._current = current
         self._loop = loop
         self._counters = counters
+        self._door = door
+        self._store = store
         self._open: list[Listening] = []
         self._watched = False
-        self._draining = False
         self._pause_until = 0.0
-        # Asked before each accept; told of each connection.
-        self.may_accept: Callable[[], bool] = lambda: False
-        self.on_accepted: Callable[[Accepted], object] = lambda accepted: accepted.socket.close()
-        # Told of each that is open from now on, and of each that is about to be closed.
-        self.on_open: Callable[[Opened, Listener], object] = lambda opened, listener: None
-        self.on_close: Callable[[Opened, Listener], object] = lambda opened, listener: None
 
     def add(self, opened: Opened, listener: Listener) -> None:
         """Take over an open socket; again changes nothing. Raises LookupError when too many names have been used."""
@@ -89,18 +71,55 @@ class Listeners:
         self._open.append(listening)
         # The gate opens again in this turn, and watches this one too.
         self.gate(False)
-        self.on_open(opened, listener)
+        self._store.keep(opened, listener)
         log.info("listening", listener=listening.name, address=address(opened.socket))
         most = None if opened.lent else somaxconn()
         if most is not None and listener.backlog > most:
             log.warning("backlog_cut", listener=listening.name, backlog=listener.backlog, somaxconn=most)
         return listening
 
-    def inherit(self, opened: Opened, listener: Listener, *, leaving: bool, seconds: float) -> None:
-        """Take over an open socket of the program before; one that was being emptied has so many seconds for that, from now."""
+    def open(self, *, patience: float) -> None:
+        """Open what the settings ask for, or go on with what the store has kept. Raises ConfigError, LookupError.
+
+        `patience` is how many seconds another poold may be making the same socket file.
+        """
+        listeners = self._current.config.listeners
+        stored = {listener.address: self._store.find(listener) for listener in listeners}
+        for name in sorted(set(self._store.passed) - {listener.address.name for listener in listeners}):
+            log.warning("passed_socket_unused", name=name, hint=f'add a [[listener]] with address = "systemd://{name}"')
+        # Before anything else is opened: an address that has moved from one listener to another is free then.
+        self._store.clear()
+        for listener in listeners:
+            found = stored[listener.address]
+            for opened in [found] if found is not None else sockets.open_listener(listener, self._store.passed, patience=patience):
+                self.add(opened, listener)
+
+    def save(self) -> ListenersPart:
+        """Return the open listeners: their addresses as the settings have them, and what cannot be changed on an open one."""
+        return ListenersPart(listeners=tuple(listening.save() for listening in self._open))
+
+    def restore(self, part: ListenersPart) -> None:
+        """Take over the listeners of the program before; one whose socket is not there is opened anew. Raises ConfigError, LookupError."""
+        config = self._current.config
+        wanted = {listener.address: listener for listener in config.listeners}
+        for each in part.listeners:
+            listener = wanted.get(Address.parse(each.address))
+            if each.leaving or listener is None:
+                listener = _former(each, config)
+            try:
+                several = [sockets.restored(each.name, each.socket, self._store.passed)]
+            except ConfigError as error:
+                log.error("listener_lost", listener=each.name, reason=str(error.problems[0]))
+                several = sockets.open_listener(listener, self._store.passed)
+            for opened in several:
+                self._inherit(opened, listener, leaving=each.leaving)
+
+    def _inherit(self, opened: Opened, listener: Listener, *, leaving: bool) -> None:
         listening = self._add(opened, listener)
         if leaving:
             listening.leaving = True
+            # As much time as for one that begins to leave now.
+            seconds = max(self._current.config.timeouts.drain, EMPTY_SECONDS)
             listening.deadline = self._loop.after(seconds, partial(self._close, listening))
         else:
             self._retune(listening)
@@ -123,8 +142,11 @@ class Listeners:
         except (OSError, KeyError) as error:
             log.warning("listener_not_changed", listener=listening.name, error=str(error))
 
-    def dismiss(self, listener: Listener, *, seconds: float) -> None:
-        """Close the listener of this address once its queue is empty, and in so many seconds at the latest; a lent one at once."""
+    def dismiss(self, listener: Listener) -> None:
+        """Close the listener of this address once its queue is empty; a lent one at once."""
+        self._leave(listener, seconds=max(self._current.config.timeouts.drain, EMPTY_SECONDS))
+
+    def _leave(self, listener: Listener, *, seconds: float) -> None:
         for listening in self._at(listener):
             if listening.opened.lent:
                 self._close(listening)
@@ -134,11 +156,10 @@ class Listeners:
 
     def drain(self, *, seconds: float) -> None:
         """Close every listener like that, but the lent ones: they are served as long as the drain lasts."""
-        self._draining = True
         for listening in list(self._open):
             listening.empty = False
             if not listening.opened.lent:
-                self.dismiss(listening.listener, seconds=seconds)
+                self._leave(listening.listener, seconds=seconds)
 
     def drained(self) -> bool:
         """Say whether nobody waits any more who could not be served by another start."""
@@ -155,10 +176,10 @@ class Listeners:
         for listening in unsettled:
             if self._watched:
                 self._accept(listening)
-        return self._watched and self.may_accept() and bool(self._unsettled())
+        return self._watched and self._door.is_open() and bool(self._unsettled())
 
     def _unsettled(self) -> list[Listening]:
-        return [listening for listening in self._open if listening.leaving or (self._draining and not listening.empty)]
+        return [listening for listening in self._open if listening.leaving or (self._life.drains and not listening.empty)]
 
     def _at(self, listener: Listener) -> list[Listening]:
         return [listening for listening in self._open if listening.listener.address == listener.address and not listening.leaving]
@@ -187,7 +208,7 @@ class Listeners:
 
     def _accept(self, listening: Listening) -> None:
         for _ in range(ACCEPTS_MAX):
-            if not self._watched or not self.may_accept():
+            if not self._watched or not self._door.is_open():
                 return
             try:
                 # What socket.accept() wraps: the wrapper looks three enumerations up, at each connection.
@@ -207,7 +228,7 @@ class Listeners:
             else:
                 peer = Endpoint.of(listening.family, raw)
             self._counters.cells[ACCEPTED[listening.number]] += 1
-            self.on_accepted(Accepted(accepted, listening.name, listening.number, peer, self._loop.clock()))
+            self._door.enter(Accepted(accepted, listening.name, listening.number, peer, self._loop.clock()))
 
     def _survived(self, listening: Listening, error: OSError) -> bool:
         """Count an error of accept and say whether to try again at once."""
@@ -259,17 +280,14 @@ class Listeners:
         if listening.deadline is not None:
             listening.deadline.cancel()
         self._loop.forget(listening.opened.socket)
-        self.on_close(listening.opened, listening.listener)
+        self._store.drop(listening.opened, listening.listener)
         listening.opened.close()
         self._counters.cells[BACKLOG_KNOWN[listening.number]] = 0
         log.info("listener_closed", listener=listening.name)
 
 
-def queue(listening: socket.socket) -> tuple[int, int] | None:
-    """Return how many connections wait for accept, and how many may (Linux: tcpi_unacked and tcpi_sacked of a TCP listener)."""
-    if listening.family == socket.AF_UNIX:
-        return unix_queue(listening)
-    info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
-    # struct tcp_info: eight bytes, then rto, ato, snd_mss, rcv_mss, unacked, sacked.
-    depth, limit = struct.unpack_from("II", info, 24)
-    return depth, limit
+def _former(part: ListenerPart, config: Config) -> Listener:
+    """Return settings for a listener that has none any more: all that is done to it is to empty its queue."""
+    former = replace(config.listeners[0], address=Address.parse(part.address), name=part.name)
+    # The store knows it by these.
+    return replace(former, interface=part.interface, freebind=part.freebind)

@@ -62,3 +62,13 @@ def pair(answer: bytes, kind: int) -> tuple[int, int] | None:
             return first, second
         at += max(_ATTRIBUTE.size, length + 3 & ~3)
     return None
+
+
+def queue(listening: socket.socket) -> tuple[int, int] | None:
+    """Return how many connections wait for accept, and how many may (Linux: tcpi_unacked and tcpi_sacked of a TCP listener)."""
+    if listening.family == socket.AF_UNIX:
+        return unix_queue(listening)
+    info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    # struct tcp_info: eight bytes, then rto, ato, snd_mss, rcv_mss, unacked, sacked.
+    depth, limit = struct.unpack_from("II", info, 24)
+    return depth, limit

@@ -13,10 +13,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from poold.address import Address, Scheme
+from poold.channel import Wire
 from poold.errors import ConfigError, Problem
+from poold.log import log
 from poold.master.clients import socketfile
 from poold.master.clients.socketfile import File, Rights
+from poold.master.document.part import descriptor
 from poold.settings.config import Listener
+
+
+@dataclass(frozen=True, slots=True)
+class SocketPart:
+    """A listening socket, and the file that is its own (device, inode)."""
+
+    fd: int
+    path: str = ""
+    file: tuple[int, ...] | None = None
+    lent: bool = False
+
+    def __post_init__(self) -> None:
+        descriptor(self.fd)
+        if self.file is not None and len(self.file) != 2:
+            raise ValueError("a file is told by device and inode")
 
 
 @dataclass(slots=True)
@@ -34,6 +52,10 @@ class Opened:
     def reachable(self) -> bool:
         """Say whether clients still find it: its file may have been removed or replaced."""
         return self.file is None or socketfile.stands(self.path, self.file)
+
+    def save(self) -> SocketPart:
+        """Return what the next program must know of it."""
+        return SocketPart(self.socket.fileno(), self.path, self.file, self.lent)
 
     def close(self) -> None:
         """Close it, unless it is lent, and remove its file if that is still its own."""
@@ -205,3 +227,27 @@ def open_unix(path: str, rights: Rights, *, backlog: int, patience: float = 0.0)
         listening.close()
         raise
     return Opened(listening, path, file)
+
+
+def restored(name: str, part: SocketPart, passed: Mapping[str, list[socket.socket]]) -> Opened:
+    """Return the listening socket of this name that a part names. Raises ConfigError when the descriptor is none."""
+    file = None if part.file is None else (part.file[0], part.file[1])
+    if part.lent:
+        listening = next(each for several in passed.values() for each in several if each.fileno() == part.fd)
+    else:
+        listening = adopt(name, part.fd)
+    listening.setblocking(False)
+    return Opened(listening, part.path, file, part.lent)
+
+
+def connection(fd: int) -> Wire | None:
+    """Return the connection of a client that a descriptor is, None where the descriptor is none: then nobody waits for anything."""
+    try:
+        wire = Wire(fileno=fd)
+        if wire.type != socket.SOCK_STREAM or wire.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            wire.detach()
+            raise OSError("it is not one")
+    except OSError as error:
+        log.error("channel_lost", kind="client", error=str(error))
+        return None
+    return wire

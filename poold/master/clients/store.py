@@ -6,13 +6,15 @@ a name that tells what it is. A listener that poold closes is taken out, or its 
 
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from zlib import crc32
 
 from poold.address import Scheme
 from poold.log import log
 from poold.master.clients import sockets
 from poold.master.clients.sockets import Opened
+from poold.master.document.part import Part, descriptor
 from poold.settings.config import Listener
 
 PREFIX = "poold-listener-"
@@ -31,23 +33,54 @@ def mark(listener: Listener, file: tuple[int, int] | None) -> str:
     return f"{PREFIX}{check:08x}-" + "".join(c if c.isascii() and (c.isalnum() or c in "./-") else "_" for c in address)
 
 
-class Store:
-    """What the store holds of ours."""
+@dataclass(frozen=True, slots=True)
+class PassedPart:
+    """A socket that the service manager passed."""
 
-    def __init__(self, notify: Notify) -> None:
+    name: str
+    fd: int
+
+    def __post_init__(self) -> None:
+        descriptor(self.fd)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorePart(Part):
+    """What the service manager passed, besides what was in the store."""
+
+    passed: tuple[PassedPart, ...] = ()
+
+    def descriptors(self) -> Iterator[int]:
+        """Yield the descriptors that were passed."""
+        return (each.fd for each in self.passed)
+
+
+class Store:
+    """What the store holds of ours, and what was passed besides."""
+
+    def __init__(self, notify: Notify, given: Iterable[tuple[str, int]]) -> None:
+        """Take what was given: names and descriptors. Raises ConfigError for a descriptor that is of no use."""
         self._notify = notify
         self._found: dict[str, socket.socket] = {}
+        self._left = False
+        self.passed: dict[str, list[socket.socket]] = {}
+        """What the service manager passed for the settings to use, by name."""
+        self._sort(given)
 
-    def sort(self, passed: Iterable[tuple[str, int]]) -> dict[str, list[socket.socket]]:
-        """Take what is from the store out of what was passed, and return the rest by name. Raises ConfigError."""
-        rest: dict[str, list[socket.socket]] = {}
-        for name, fd in passed:
+    def _sort(self, given: Iterable[tuple[str, int]]) -> None:
+        for name, fd in given:
             adopted = sockets.adopt(name, fd)
             if name.startswith(PREFIX):
                 self._found[name] = adopted
             else:
-                rest.setdefault(name, []).append(adopted)
-        return rest
+                self.passed.setdefault(name, []).append(adopted)
+
+    def save(self) -> StorePart:
+        """Return what the next program must know of what was passed."""
+        return StorePart(passed=tuple(PassedPart(name, each.fileno()) for name, several in self.passed.items() for each in several))
+
+    def restore(self, part: StorePart) -> None:
+        """Do nothing: the next program is given what was passed as a first one is."""
 
     def find(self, listener: Listener) -> Opened | None:
         """Return the socket that a `[[listener]]` had under the master before, None if there is none or it is of no use."""
@@ -71,8 +104,12 @@ class Store:
 
     def drop(self, opened: Opened, listener: Listener) -> None:
         """Take a listener out that is about to be closed."""
-        if not opened.lent:
+        if not opened.lent and not self._left:
             self._remove(mark(listener, opened.file))
+
+    def leave(self) -> None:
+        """Leave what the store holds to the next master, whatever this one closes from now on."""
+        self._left = True
 
     def clear(self) -> None:
         """Close what nobody has asked for: settings have changed while there was no master."""

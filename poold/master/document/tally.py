@@ -1,12 +1,67 @@
 """Counters from one program to the next: by name, because another version may have other ones, in other places."""
 
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from poold import scoreboard as board
 from poold.log import log
-from poold.master.document.state import HistogramPart, TallyPart
+from poold.master.document.part import Part, within
 from poold.scoreboard import Counters, Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramPart:
+    """Counts by upper bound, one more for what is above them all, and the sum in micro-units."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    total: int
+
+    def __post_init__(self) -> None:
+        if len(self.counts) != len(self.bounds) + 1:
+            raise ValueError("a histogram has one count more than bounds")
+        if any(math.isnan(bound) for bound in self.bounds):
+            raise ValueError("a bound is a number")
+        for count in (*self.counts, self.total):
+            within("a count", count, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class TallyPart:
+    """Counters by name, because the next version may keep them elsewhere; `listeners` has every label used so far, in order."""
+
+    listeners: tuple[str, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict)
+    histograms: dict[str, HistogramPart] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for count in self.counts.values():
+            within("a count", count, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountersPart(Part):
+    """What has been counted."""
+
+    tally: TallyPart
+
+
+class Tally:
+    """The owner of what has been counted: what crosses an upgrade of the counters."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+
+    def save(self) -> CountersPart:
+        """Return what has been counted so far."""
+        return CountersPart(tally=taken(self._counters))
+
+    def restore(self, part: CountersPart) -> None:
+        """Go on counting where the program before has stopped. Raises LookupError."""
+        resume(self._counters, part.tally)
+
 
 _WORDS: dict[str, Mapping[Any, int]] = {
     "refused": board.REFUSED,

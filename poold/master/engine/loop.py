@@ -155,6 +155,10 @@ class Loop:
         if len(self._error_times) > ERRORS_MAX:
             raise InternalError(f"{len(self._error_times)} errors in {ERRORS_WINDOW:g} seconds") from error
 
+    def resume(self, errors: int) -> None:
+        """Go on counting errors where the program before has stopped."""
+        self.errors = errors
+
     def close(self) -> None:
         """Give the selector back."""
         self._epoll.close()

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 from poold.errors import ConfigError
 from poold.log import log
 from poold.master.clients import sockets
-from poold.master.clients.sockets import Opened
+from poold.master.clients.sockets import Opened, SocketPart
+from poold.master.document.part import Part
 from poold.master.engine.deadlines import Deadline
 from poold.master.engine.loop import Loop
 from poold.rpc import ANSWER_MAX, REQUEST_MAX
@@ -63,38 +64,59 @@ class Client:
     unsent: bytes = b""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ControlPart(Part):
+    """The control socket, and the client who has asked for the upgrade."""
+
+    control: SocketPart
+    requester: int | None = None
+
+    def descriptors(self) -> Iterator[int]:
+        """Yield the descriptors of the socket and of the client."""
+        yield self.control.fd
+        if self.requester is not None:
+            yield self.requester
+
+
 class Control:
     """Serves the control socket."""
 
-    def __init__(self, *, loop: Loop, opened: Opened, verbs: Mapping[str, Verb]) -> None:
+    def __init__(self, *, loop: Loop, verbs: Mapping[str, Verb]) -> None:
+        """Nothing is served before `open`."""
         self._loop = loop
-        self._opened = opened
         self._verbs = verbs
+        self._opened: Opened | None = None
         self._clients: list[Client] = []
         self._pausing: Deadline | None = None
         # Its file has gone and could not be made again, which has been said.
         self._missed = False
+        # Answers the client of the program before.
+        self._inherited: Reply | None = None
+
+    def open(self, opened: Opened) -> None:
+        """Serve this listening socket."""
+        self._opened = opened
         opened.socket.setblocking(False)
-        self._watch()
+        self._watch(opened)
 
-    def _watch(self) -> None:
+    def _watch(self, opened: Opened) -> None:
         self._pausing = None
-        self._loop.watch(self._opened.socket, self._accept)
+        self._loop.watch(opened.socket, partial(self._accept, opened))
 
-    def _pause(self) -> None:
+    def _pause(self, opened: Opened) -> None:
         """Leave the clients that come alone for a moment."""
-        self._loop.forget(self._opened.socket)
-        self._pausing = self._loop.after(PAUSE, self._watch)
+        self._loop.forget(opened.socket)
+        self._pausing = self._loop.after(PAUSE, partial(self._watch, opened))
 
-    def _accept(self) -> None:
+    def _accept(self, opened: Opened) -> None:
         try:
-            accepted, _ = self._opened.socket.accept()
+            accepted, _ = opened.socket.accept()
         except BlockingIOError:
             # The client has gone.
             return
         except OSError as error:
             log.warning("control_refused", error=error.strerror)
-            self._pause()
+            self._pause(opened)
             return
         accepted.setblocking(False)
         _, uid, _ = struct.unpack("3i", accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -228,9 +250,22 @@ class Control:
         log.debug("control_unanswered", error="it does not read its answer")
         self._close(client)
 
-    def waiting(self, verb: str) -> int | None:
-        """Return the descriptor of the client who has asked for this and whose answer is being made, None when there is none."""
-        return next((client.socket.fileno() for client in self._clients if client.waiting and client.verb == verb), None)
+    def save(self) -> ControlPart:
+        """Return the control socket, and the client who has asked for an upgrade and has no answer yet."""
+        assert self._opened is not None
+        requester = next((client.socket.fileno() for client in self._clients if client.waiting and client.verb == "upgrade"), None)
+        return ControlPart(control=self._opened.save(), requester=requester)
+
+    def restore(self, part: ControlPart) -> None:
+        """Take over control socket and client of the program before; a socket that is not there is opened anew. Raises ConfigError."""
+        try:
+            self.open(sockets.restored("control", part.control, {}))
+        except ConfigError as error:
+            log.error("listener_lost", listener="control", reason=str(error.problems[0]))
+            self.open(sockets.open_control(part.control.path, patience=0))
+        asking = sockets.connection(part.requester) if part.requester is not None else None
+        if asking is not None:
+            self._inherited = self.inherit(socket.socket(fileno=asking.detach()), "upgrade")
 
     def inherit(self, accepted: socket.socket, verb: str) -> Reply:
         """Take over a client whom the program before has not answered, and return what answers it."""
@@ -240,10 +275,11 @@ class Control:
         self._clients.append(client)
         return partial(self._answer, client)
 
-    @property
-    def opened(self) -> Opened:
-        """The listening socket."""
-        return self._opened
+    def answer_inherited(self, answer: Answer) -> None:
+        """Answer the client of the program before, if there is one."""
+        reply, self._inherited = self._inherited, None
+        if reply is not None:
+            reply(answer)
 
     def _close(self, client: Client) -> None:
         self._clients.remove(client)
@@ -255,6 +291,8 @@ class Control:
     def renew(self) -> None:
         """Make the socket file again if somebody has removed or replaced it: without one nobody could ask for anything."""
         former = self._opened
+        if former is None:
+            return
         if former.reachable():
             self._missed = False
             return
@@ -269,21 +307,21 @@ class Control:
         for _ in range(CLIENTS_MAX):
             # Who has connected before it was lost.
             if self._pausing is None:
-                self._accept()
-        self._stop_listening()
-        self._opened = opened
-        opened.socket.setblocking(False)
-        self._watch()
+                self._accept(former)
+        self._stop_listening(former)
+        self.open(opened)
         former.close()
 
-    def _stop_listening(self) -> None:
+    def _stop_listening(self, opened: Opened) -> None:
         if self._pausing is not None:
             self._pausing.cancel()
-        self._loop.forget(self._opened.socket)
+        self._loop.forget(opened.socket)
 
     def close(self) -> None:
         """Close the control socket and remove its file."""
         for client in list(self._clients):
             self._close(client)
-        self._stop_listening()
-        self._opened.close()
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            self._stop_listening(opened)
+            opened.close()

@@ -30,7 +30,6 @@ from poold.scoreboard import (
     Counters,
     Table,
 )
-from poold.words import Kind, State
 
 _PAGE = resource.getpagesize()
 
@@ -48,17 +47,7 @@ class Gauges:
         self._pool = pool
         self._counters = counters
         self._rows = rows
-        # Since the last publication: kinds and states whose numbers may have changed; the children that have, by slot (None: gone).
-        self._stirred: set[tuple[Kind, State]] = set()
-        self._moved: dict[int, Child | None] = {}
         counters.cells[PROCESS_STARTED] = int(time.time() * 1_000_000)
-        table.changed = self._changed
-
-    def _changed(self, child: Child, before: State | None, removed: bool) -> None:
-        self._stirred.add((child.kind, child.state))
-        if before is not None:
-            self._stirred.add((child.kind, before))
-        self._moved[child.slot] = None if removed else child
 
     def _write(self, child: Child) -> None:
         session = child.session
@@ -79,15 +68,14 @@ class Gauges:
     def publish(self) -> None:
         """Publish the counters as of this moment; the last thing in a turn."""
         cells = self._counters.cells
-        for key in self._stirred:
+        stirred, moved = self._table.take_changes()
+        for key in stirred:
             cells[CHILDREN[key]] = self._table.census[key]
-        self._stirred.clear()
-        for slot, child in self._moved.items():
+        for slot, child in moved.items():
             if child is None:
                 self._rows.clear(slot)
             else:
                 self._write(child)
-        self._moved.clear()
         cells[SESSIONS_ACTIVE] = len(self._sessions.open)
         cells[CHILDREN_ACTIVE] = self._sessions.serving
         cells[BARREN_FROM] = int(self._pool.barren_from() * 1_000_000)

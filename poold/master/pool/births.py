@@ -8,7 +8,6 @@ open may be a worker that died before it could say so: it is kept until its orde
 import errno
 import os
 from collections import Counter
-from dataclasses import dataclass, field
 
 from poold import __version__
 from poold.channel import Report
@@ -21,52 +20,49 @@ from poold.scoreboard import FORK_FAILURES, SPAWNED, Counters
 from poold.words import Kind
 
 
-@dataclass(slots=True)
 class Births:
     """The orders that are open, and exits that may belong to them."""
 
-    table: ChildTable
-    counters: Counters
-    throttle: Throttle = field(default_factory=Throttle)
-    open: dict[int, Child] = field(default_factory=dict)
-    unclaimed: dict[int, Exit] = field(default_factory=dict)
-    # How many orders are open, by generation.
-    by_generation: Counter[int] = field(default_factory=Counter)
+    def __init__(self, *, table: ChildTable, counters: Counters) -> None:
+        self._table = table
+        self._counters = counters
+        self.throttle = Throttle()
+        self.open: dict[int, Child] = {}
+        self.unclaimed: dict[int, Exit] = {}
+        # How many orders are open, by generation.
+        self.by_generation: Counter[int] = Counter()
 
     def begin(self, child: Child) -> None:
         """Note that an order was sent for this child."""
         self.open[child.slot] = child
         self.by_generation[child.generation] += 1
 
-    def failed(self, now: float, *, number: int, why: str) -> bool:
-        """Slow down after a birth that failed with this errno (0: the worker died), with one line until one succeeds.
+    def failed(self, now: float, *, number: int, why: str, clone: bool = True) -> bool:
+        """Slow down after a birth that failed, with one line until one succeeds; say whether it is the first since one did.
 
-        Say whether it is the first since one did.
+        `number` is the errno, 0 where a worker has died. `clone` says that it was the clone that failed, or something for it was lacking.
         """
-        if number:
-            name = errno.errorcode.get(number, "other")
-            self.counters.cells[FORK_FAILURES.get(name, FORK_FAILURES["other"])] += 1
+        name = errno.errorcode.get(number, str(number)) if number else None
+        if name is not None and clone:
+            self._counters.cells[FORK_FAILURES.get(name, FORK_FAILURES["other"])] += 1
         first = self.throttle.failed(now)
         if first:
-            hint = "look at TasksMax=, pids.max and ulimit -u" if number == errno.EAGAIN else None
-            error = errno.errorcode.get(number, str(number)) if number else None
-            log.warning("spawn_failed", why=why, errno=error, hint=hint, retry_seconds=self.throttle.delay)
+            hint = "look at TasksMax=, pids.max and ulimit -u" if number == errno.EAGAIN and clone else None
+            log.warning("spawn_failed", why=why, errno=name, hint=hint, retry_seconds=self.throttle.delay)
         return first
 
-    def answered(self, slot: int, incarnation: int, pid: int, number: int) -> Child | None:
-        """Take the mold's answer to an order; return the child if it will not be born because the clone failed."""
-        child = self.table.at(slot, incarnation)
-        if child is None or child.answered or child.slot not in self.open:
-            return None
+    def answered(self, child: Child, pid: int, number: int) -> bool:
+        """Take the mold's answer to an order, a pid or an errno; say whether there will be no worker because the clone failed."""
+        if child.answered or self.open.get(child.slot) is not child:
+            return False
         child.answered = True
-        if number:
-            return child
-        child.named_pid = pid
-        return None
+        if not number:
+            child.named_pid = pid
+        return bool(number)
 
     def born(self, child: Child, report: Report) -> None:
         """Take a worker's BORN. Raises ProtocolError when the sender is not a child of ours, or is another poold."""
-        if child.pid or report.pid <= 1 or self.table.by_pid(report.pid) is not None:
+        if child.pid or report.pid <= 1 or self._table.by_pid(report.pid) is not None:
             raise ProtocolError(f"BORN of pid {report.pid} does not belong here")
         try:
             # User code in the mold can make processes too; only a child of ours can be waited for (waitid(2)).
@@ -80,7 +76,7 @@ class Births:
     def prove(self, child: Child) -> None:
         """Take the mold's word for a pid if the kernel says that it is a child of ours: a worker that hangs before its BORN."""
         pid = child.named_pid
-        if child.pid or pid <= 1 or self.table.by_pid(pid) is not None or pid in self.unclaimed:
+        if child.pid or pid <= 1 or self._table.by_pid(pid) is not None or pid in self.unclaimed:
             return
         try:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -90,8 +86,8 @@ class Births:
         self._spawned(child, pid)
 
     def _spawned(self, child: Child, pid: int) -> None:
-        self.table.born(child, pid)
-        self.counters.cells[SPAWNED[Kind.WORKER]] += 1
+        self._table.born(child, pid)
+        self._counters.cells[SPAWNED[Kind.WORKER]] += 1
         log.debug("child_spawned", kind=child.kind, pid=pid, slot=child.slot)
 
     def ready(self, child: Child) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from poold.channel import MoldReport, MoldWord
 from poold.errors import ProtocolError
-from poold.master.children.table import Child
+from poold.master.children.succession import Member
 
 # What may come after which word, but for the end.
 NEXT: Mapping[MoldWord | None, frozenset[MoldWord]] = {
@@ -23,8 +23,8 @@ NEXT: Mapping[MoldWord | None, frozenset[MoldWord]] = {
 FAILURES_MAX = 5
 FAILURES_SECONDS = 1.0
 
-# Told how a prepared mold turned out: None, or why it cannot be used.
-Prepared = Callable[[str | None], object]
+# Told the mold's answer to an order, a pid and an errno of which one is 0; None, where the mold has ended without one.
+Answered = Callable[[tuple[int, int] | None], object]
 
 
 @dataclass(slots=True)
@@ -43,25 +43,24 @@ class Streak:
 
 
 @dataclass(slots=True, eq=False)
-class Mold:
-    """A mold, and what it was started with. `prepared` is set as long as it is a candidate.
+class Mold(Member):
+    """A mold, and what it was started with. `seconds` is how long its import may take.
 
     `version` is the one it says it has; a `foreign` one may have another than ours, because it is for the program that comes next.
     """
 
-    child: Child
-    seconds: float
+    seconds: float = 0.0
     foreign: bool = False
     version: str = ""
     # The last word it has said, but for answers: READY goes on to be it.
     said: MoldWord | None = None
-    # Slot and incarnation of each order that it has not answered, the oldest first.
+    # Slot and incarnation of each order that it has not answered, the oldest first; and who waits for each of these answers.
     unanswered: deque[tuple[int, int]] = field(default_factory=deque)
+    waiting: dict[tuple[int, int], Answered] = field(default_factory=dict)
     # Its orders that no worker came of.
     failures: Streak = field(default_factory=Streak)
     # Why it cannot be used, as far as anybody said.
     reason: str = ""
-    prepared: Prepared | None = None
 
     def says(self, report: MoldReport) -> None:
         """Note what it says. Raises ProtocolError where that is not what may come next."""

@@ -8,7 +8,7 @@ something. Who knows which it is? So it is not ended: a substitute is started be
 
 import errno
 import os
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from poold import __version__, channel
@@ -18,14 +18,15 @@ from poold.log import log
 from poold.master.children.exits import Exit
 from poold.master.children.ladder import Ladder
 from poold.master.children.spawn import Launcher, Recipe
+from poold.master.children.succession import Prepared, Starter, Succession
 from poold.master.children.table import Child, ChildTable
 from poold.master.current import Current
+from poold.master.document.part import Part
 from poold.master.engine.loop import Loop
 from poold.master.engine.throttle import Throttle
-from poold.master.pool.mold import Mold, Prepared
-from poold.master.pool.orders import Orders
-from poold.master.pool.pool import Pool
-from poold.scoreboard import MOLD_STARTS, SPAWNED, Counters
+from poold.master.phase import Life
+from poold.master.pool.mold import Answered, Mold
+from poold.scoreboard import MOLD_STARTS, Counters
 from poold.words import Failure, Kind, State
 
 # How long a mold may leave an order unanswered.
@@ -37,49 +38,65 @@ RENEWAL_MIN = 2.0
 RENEWAL_MAX = 60.0
 
 
-class Molds:
+@dataclass(frozen=True, slots=True)
+class MoldPart:
+    """The mold that was started from the new code, and the version that it says it has."""
+
+    pid: int
+    version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoldsPart(Part):
+    """The mold that the next program goes on with."""
+
+    mold: MoldPart | None = None
+
+
+class Molds(Succession[Mold]):
     """The mold in use, a candidate that is being prepared for other settings, or a substitute for the one in use."""
 
     def __init__(
         self,
         *,
+        life: Life,
         current: Current,
         loop: Loop,
         table: ChildTable,
         ladder: Ladder,
-        pool: Pool,
-        orders: Orders,
+        starter: Starter,
         counters: Counters,
+        launcher: Launcher,
         phase: int,
         common: int,
-        launcher: Launcher,
     ) -> None:
+        """`phase` is a descriptor of the phase page for molds, `common` what a mold of an older version asks for."""
+        super().__init__(loop=loop, ladder=ladder)
+        self._life = life
         self._current = current
-        self._loop = loop
         self._table = table
-        self._ladder = ladder
-        self._pool = pool
-        self._orders = orders
+        self._starter = starter
         self._counters = counters
-        self._phase = phase
-        # What a mold of an older version asks for.
-        self._common = common
         self._launcher = launcher
-        self._throttle = Throttle()
-        self._molds: dict[Child, Mold] = {}
-        self._used: Mold | None = None
-        self._candidate: Mold | None = None
+        self._phase = phase
+        self._common = common
         self._substitute: Mold | None = None
         self._renewals = Throttle(shortest=RENEWAL_MIN, longest=RENEWAL_MAX)
         self._told = ""
-        self.ever_ready = False
-        self.stopping = False
-        # Told why, when a mold ends before any was ever ready.
-        self.on_failed_start: Callable[[str], object] = lambda reason: None
+        self._heir = 0
+        self._ever_ready = False
+        # Why a mold ended before any was ever ready: what the file asks for cannot be served.
+        self.failed_start = ""
+
+    @property
+    def in_use(self) -> Child | None:
+        """The mold that takes orders, None while there is none."""
+        used = self._used
+        return used.child if used is not None and used.child.ready and used.child.channel is not None else None
 
     def start(self) -> None:
         """Start a mold for the settings in force; a failure is tried again later."""
-        if self.stopping or self._used is not None:
+        if self._life.stops or self._used is not None:
             return
         try:
             self._used = self._launch(self._recipe(self._current), self._current.generation)
@@ -90,26 +107,14 @@ class Molds:
         return self._launcher.recipe(settings.config, settings.people)
 
     def _launch(self, recipe: Recipe, generation: int, **more: int) -> Mold:
-        child = self._table.claim(Kind.MOLD, generation=generation, now=self._loop.clock())
-        mold = Mold(child, recipe.seconds)
-        try:
-            child.channel, theirs = channel.pair()
-            try:
-                self._loop.watch(child.channel, partial(self._read, mold))
-                pid = self._launcher.mold(recipe, channel=theirs.fileno(), phase=self._phase, **more)
-            finally:
-                theirs.close()
-        except BaseException:
-            self._ladder.close_channel(child)
-            self._table.remove(child)
-            raise
-        self._table.born(child, pid)
-        cells = self._counters.cells
-        cells[SPAWNED[Kind.MOLD]] += 1
-        cells[MOLD_STARTS] += 1
-        self._molds[child] = mold
+        def launch(theirs: int) -> int:
+            return self._launcher.mold(recipe, channel=theirs, phase=self._phase, **more)
+
+        child = self._starter.start(Kind.MOLD, generation, pair=channel.pair, launch=launch, read=self._readable)
+        self._counters.cells[MOLD_STARTS] += 1
+        mold = self._members[child] = Mold(child, seconds=recipe.seconds)
         self._ladder.within(child, recipe.seconds, partial(self._too_slow, mold))
-        log.info("mold_started", pid=pid, generation=child.generation)
+        log.info("mold_started", pid=child.pid, generation=child.generation)
         return mold
 
     def prepare(self, settings: Current, prepared: Prepared) -> None:
@@ -128,27 +133,25 @@ class Molds:
         candidate.prepared = prepared
         return candidate
 
-    def _dismiss(self, mold: Mold | None) -> None:
-        """Give up a mold that is not in use."""
-        if mold is not None and not mold.child.leaving:
-            mold.prepared = None
-            self._ladder.retire(mold.child)
+    def save(self) -> MoldsPart:
+        """Return the mold that is prepared for the next program."""
+        mold = self._candidate
+        return MoldsPart(mold=MoldPart(mold.child.pid, mold.version) if mold is not None else None)
 
-    @property
-    def candidate(self) -> Mold | None:
-        """The mold that is being prepared."""
-        return self._candidate
+    def restore(self, part: MoldsPart) -> None:
+        """Take note of the mold that the program before has started for this one: it is used if it is of this version."""
+        mold = part.mold
+        self._heir = mold.pid if mold is not None and mold.version == __version__ else 0
 
-    def inherit(self, child: Child, *, use: bool) -> None:
-        """Take over a mold of the program before: for use, or to see it off."""
+    def inherit(self, child: Child) -> None:
+        """Take over a mold of the program before: for use, if that program has started it for this one, or to see it off."""
         # Only one that was ready is watched.
-        mold = Mold(child, self._current.config.timeouts.import_, said=MoldWord.READY)
-        self._molds[child] = mold
-        self.ever_ready = True
-        if use and child.channel is not None:
+        mold = Mold(child, seconds=self._current.config.timeouts.import_, said=MoldWord.READY)
+        self._members[child] = mold
+        self._ever_ready = True
+        if child.pid == self._heir and child.channel is not None:
             self._loop.watch(child.channel, partial(self._read, mold))
             self._used = mold
-            self._orders.send = self.order
         elif not child.leaving:
             self._ladder.retire(child)
 
@@ -161,21 +164,16 @@ class Molds:
             self._use(self._used)
 
     def _use(self, mold: Mold) -> None:
+        """Have this mold take orders; the orders that are open with others come to their end."""
         self._used = mold
-        self._orders.begin_anew(self.order)
-        for other in self._molds.values():
-            if other not in (mold, self._candidate) and not other.child.leaving:
+        for other in self._staying():
+            if other not in (mold, self._candidate):
                 self._ladder.retire(other.child, listen=True)
-
-    def discard(self) -> None:
-        """Give up the mold that is being prepared."""
-        candidate, self._candidate = self._candidate, None
-        self._dismiss(candidate)
 
     def failing(self, child: Child, first: bool) -> None:
         """Take the news that no worker came of an order to this mold; `first` says that it is the first time since one did."""
         mold, now = self._used, self._loop.clock()
-        if mold is None or mold.child is not child or self.stopping:
+        if mold is None or mold.child is not child or self._life.stops:
             return
         if first:
             self._renewals.succeeded()
@@ -198,14 +196,15 @@ class Molds:
         log.info("mold_replaced", by=substitute.child.pid)
         self._use(substitute)
 
-    def order(self, order: bytes, theirs: int, page: int | None) -> Child:
-        """Send an order with its descriptors to the mold in use and return its row. Raises OSError."""
+    def order(self, order: bytes, theirs: int, page: int | None, answered: Answered) -> Child:
+        """Send an order with its descriptors to the mold in use, and return its row; `answered` is told the answer. Raises OSError."""
         mold = self._used
         if mold is None or mold.child.channel is None or not mold.child.ready:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         channel.send_order(mold.child.channel, order, theirs, page)
         slot, incarnation, _ = channel.read_order(order)
         mold.unanswered.append((slot, incarnation))
+        mold.waiting[slot, incarnation] = answered
         if len(mold.unanswered) == 1:
             self._ladder.within(mold.child, SILENCE, partial(self._silent, mold))
         return mold.child
@@ -214,8 +213,11 @@ class Molds:
         """Read all that a mold whose exit was seen still has to say: why it failed, or whom it has cloned."""
         # A dead mold's channel holds what it was allowed to say, and then its end; who else has it may go on, and is heard no more.
         for _ in range(HEARD_MAX):
-            if not self._read(self._molds[child]):
+            if not self._read(self._members[child]):
                 return
+
+    def _readable(self, child: Child) -> None:
+        self._read(self._members[child])
 
     def _read(self, mold: Mold) -> bool:
         """Act on what a mold says, a bounded number of words; say whether there may be more."""
@@ -276,13 +278,11 @@ class Molds:
         log.info("mold_ready", pid=mold.child.pid, seconds=self._loop.clock() - mold.child.claimed_at)
         if threads > 1:
             log.warning("mold_has_threads", threads=threads, hint="workers are forked twice, which is slower; start threads in the handler")
-        if mold.prepared is not None:
-            mold.prepared(None)
-        elif mold is self._substitute:
+        mold.turned_out(None)
+        if mold is self._substitute:
             self._replace(mold)
         elif mold is self._used:
-            self.ever_ready = True
-            self._orders.begin_anew(self.order)
+            self._ever_ready = True
 
     def _answered(self, mold: Mold, report: MoldReport) -> None:
         if not mold.child.leaving:
@@ -290,7 +290,8 @@ class Molds:
                 self._ladder.within(mold.child, SILENCE, partial(self._silent, mold))
             else:
                 self._ladder.relax(mold.child)
-        self._orders.answered(*report.answer)
+        slot, incarnation, pid, number = report.answer
+        mold.waiting.pop((slot, incarnation))((pid, number))
 
     def _too_slow(self, mold: Mold) -> None:
         mold.reason = f"the handler's import took longer than timeouts.import ({mold.seconds:g} s)"
@@ -310,17 +311,16 @@ class Molds:
         if self._used is mold:
             # A substitute that is not ready yet is what would be started now.
             self._used, self._substitute = self._substitute, None
-            self._orders.send = None
 
     def exited(self, child: Child, exit: Exit) -> None:
         """Settle the end of a mold; start another one if it was the one in use."""
-        mold = self._molds.pop(child)
-        self._pool.abandoned(child)
+        mold = self._members.pop(child)
+        for answered in mold.waiting.values():
+            answered(None)
         reason = mold.reason or f"the mold ended with status {exit.status}"
         if mold is self._candidate:
             self._candidate = None
-            if mold.prepared is not None:
-                mold.prepared(reason)
+            mold.turned_out(reason)
             return
         if mold is self._substitute:
             self._substitute = None
@@ -328,24 +328,15 @@ class Molds:
             log.error("mold_failed", reason=reason, retry_seconds=self._renewals.delay)
             return
         self._close(mold)
-        if self.stopping:
+        if self._life.stops:
             return
-        if not self.ever_ready:
-            self.on_failed_start(reason)
+        if not self._ever_ready:
+            self.failed_start = reason
         elif self._used is None:
             self._again(reason)
 
-    def _again(self, reason: str) -> None:
-        first = self._throttle.failed(self._loop.clock())
-        if reason and (first or reason != self._told):
+    def _tell(self, reason: str, *, first: bool) -> None:
+        if first or reason != self._told:
             # Once for each reason, however often it is tried again.
             self._told = reason
             log.error("mold_failed", reason=reason, retry_seconds=self._throttle.delay)
-        self._loop.at(self._throttle.until, self.start)
-
-    def stop(self) -> None:
-        """Ask every mold to leave."""
-        self.stopping = True
-        for mold in self._molds.values():
-            if not mold.child.leaving:
-                self._ladder.retire(mold.child)

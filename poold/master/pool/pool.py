@@ -1,25 +1,21 @@
-"""The pool: how many workers there are, and what their words mean.
+"""The pool's policy: how many workers there are, when one more is ordered, and which one is let go.
 
 Derive, do not remember: `advance` looks at the table and at the sessions that wait and orders what is missing; it may be called
 any number of times. A connection is always handed over, to a spare that exists or to a worker that is ordered for it.
 """
 
-from functools import partial
-
-from poold import channel
-from poold.channel import Report, Word
-from poold.errors import ProtocolError
-from poold.log import log
 from poold.master.children.ladder import Ladder
-from poold.master.children.table import Child, ChildTable
+from poold.master.children.table import ChildTable
+from poold.master.clients.sessions import Accepted
 from poold.master.current import Current
 from poold.master.engine.deadlines import Deadline
 from poold.master.engine.loop import Loop
+from poold.master.phase import Life
 from poold.master.pool.births import Births
 from poold.master.pool.handover import HandOver
 from poold.master.pool.orders import Orders
 from poold.settings.config import WhenFull
-from poold.words import Cause, Failure, Kind, State
+from poold.words import Kind, State
 
 # Workers ordered, or retired, in one turn: a burst must not hold the loop.
 CHANGES_MAX = 16
@@ -44,25 +40,33 @@ def holdoff(waiting: int, coming: int) -> float:
 
 
 class Pool:
-    """Workers, from the order on."""
+    """How many workers there are, and when one more is ordered or one is let go."""
 
     def __init__(
-        self, *, current: Current, loop: Loop, table: ChildTable, births: Births, orders: Orders, handover: HandOver, ladder: Ladder
+        self,
+        *,
+        life: Life,
+        current: Current,
+        loop: Loop,
+        table: ChildTable,
+        ladder: Ladder,
+        births: Births,
+        orders: Orders,
+        handover: HandOver,
     ) -> None:
+        self._life = life
         self._current = current
         self._loop = loop
         self._table = table
-        self._births = births
-        self._handover = handover
         self._ladder = ladder
+        self._births = births
         self._orders = orders
-        orders.on_readable = self._hear
-        # A drain has begun: sessions that come are served, and nothing is kept for later. A stop: nothing is begun any more.
-        self.draining = False
-        self.stopping = False
+        self._handover = handover
         self._refill: Deadline | None = None
-        # An upgrade waits for quiet: who waits is served, and no spare is ordered.
-        self.resting = False
+
+    def take(self, accepted: Accepted) -> None:
+        """Make a session of an accepted connection, and give a worker to the session: a spare, or the next one to be ready."""
+        self._handover.begin(accepted)
 
     def has_room(self) -> bool:
         """Say whether one more connection could be given a worker now."""
@@ -103,7 +107,7 @@ class Pool:
         self._refill = None
 
     def _missing_spares(self) -> int:
-        if self.draining or self.resting:
+        if not self._life.keeps_spares:
             return 0
         there = len(self._handover.spares) + self._orders.coming() - len(self._handover.waiting)
         missing = self._current.config.pool.min_spare - there
@@ -114,9 +118,9 @@ class Pool:
 
         Births that have failed are tried again as long as somebody needs a worker; when nobody does, nothing is known against the next.
         """
-        if self._handover.spares or self.stopping:
+        if self._handover.spares or self._life.stops:
             return 0.0
-        if self._orders.send is None:
+        if not self._orders.possible():
             return self._loop.clock()
         needed = self._handover.waiting or (self._current.config.pool.min_spare and not self.full())
         since = self._births.throttle.since
@@ -126,7 +130,7 @@ class Pool:
         """Say whether a connection would be served: by a spare, or by a worker that can be ordered at once."""
         if self._current.config.pool.min_spare and self._current.config.pool.max_spare:
             return bool(self._handover.spares)
-        return self._orders.send is not None
+        return self._orders.possible()
 
     def advance(self) -> None:
         """Do what the facts ask for: feed waiting sessions, order workers for the rest, retire spares that are too many."""
@@ -136,10 +140,10 @@ class Pool:
             wanted = len(handover.waiting) - len(handover.spares) - self._orders.coming()
             if wanted > 0:
                 # Spares have run out: those for the next few are ordered along.
-                wanted += 0 if self.draining or self.resting else settings.min_spare
+                wanted += settings.min_spare if self._life.keeps_spares else 0
                 self._orders.place(min(wanted, self._orders.left(), CHANGES_MAX), ahead=False)
         # Spares that sessions wait for, while hand-overs are held back, are nobody's surplus.
-        surplus = len(handover.spares) - len(handover.waiting) - (0 if self.draining else settings.max_spare)
+        surplus = len(handover.spares) - len(handover.waiting) - (0 if self._life.drains else settings.max_spare)
         for _ in range(min(surplus, CHANGES_MAX)):
             self._ladder.retire(handover.spares.pop(0))
 
@@ -147,135 +151,9 @@ class Pool:
         """Order the spares that are missing; called when the loop is idle, so that no session waits for the fork of another's."""
         self._orders.place(min(self._missing_spares(), CHANGES_MAX), ahead=True)
 
-    def read(self, child: Child) -> bool:
-        """Act on what a worker says, a bounded number of words; say whether there may be more."""
-        return all(self._hear(child) for _ in range(channel.READS_MAX))
-
-    def _hear(self, child: Child) -> bool:
-        """Act on the next word of a worker; say whether there may be one more. What is left unread, epoll reports again."""
-        if child.channel is None:
-            return False
-        try:
-            report = channel.receive_report(child.channel)
-            if report is None:
-                self._end_of_channel(child)
-                return False
-            if child.pid and report.pid != child.pid:
-                # What a session has forked may have the channel, where its worker goes on to the next one.
-                raise ProtocolError(f"process {report.pid} speaks on the channel of another")
-            self._on_report(child, report)
-        except BlockingIOError:
-            return False
-        except ConnectionResetError:
-            # It left without reading what we sent; what it said before can still be read (unix(7)).
-            return True
-        except ProtocolError as error:
-            self._violated(child, error)
-            return False
-        return True
-
-    def hear_out(self, child: Child) -> None:
-        """Read what a worker whose exit was seen still has to say: a session that was served must not be served twice.
-
-        A worker has fewer words to say than are read at one time. What its session has left behind may have the channel too, and go on.
-        """
-        if self.read(child):
-            self._violated(child, ProtocolError(f"more than {channel.READS_MAX} words at its end"))
-
-    def abandoned(self, mold: Child) -> None:
-        """Settle the orders of a mold that is gone: it answers no more, and the ones it never read are closed by the kernel."""
-        for child in list(self._births.open.values()):
-            if child.mold is mold and not child.answered:
-                child.answered = True
-                if child.channel is not None:
-                    self.read(child)
-                elif not child.pid:
-                    self._unanswered(child)
-
-    def _unanswered(self, child: Child) -> None:
-        """Settle an order whose channel ended without a word: an exit that nobody claims is its worker's."""
-        if self._births.unclaimed:
-            child.named_pid = next(iter(self._births.unclaimed))
-        else:
-            self._orders.forget(child)
-
-    def _on_report(self, child: Child, report: Report) -> None:
-        handover = self._handover
-        match report.word:
-            case Word.BORN:
-                self._born(child, report)
-            case Word.READY:
-                self._ready(child)
-            case Word.ACK:
-                handover.acknowledged(child, report.session)
-            case Word.NACK:
-                handover.refused(child, report.session, report.number)
-            case Word.EXEC:
-                handover.executing(child, report.session)
-            case Word.NOEXEC:
-                handover.not_executed(child, report.session, report.number)
-            case Word.DONE:
-                handover.done(child, report.session, report.number)
-                self._after_session(child)
-
-    def _born(self, child: Child, report: Report) -> None:
-        self._births.born(child, report)
-        if report.number:
-            self._ready(child)
-
-    def _ready(self, child: Child) -> None:
-        if not child.pid or child.ready:
-            raise ProtocolError("READY before BORN, or twice")
-        self._births.ready(child)
-        if child.leaving:
-            return
-        self._ladder.relax(child)
-        self._table.move(child, State.SPARE)
-        if self.stopping or child.generation != self._current.generation:
-            self._ladder.retire(child)
-        else:
-            self._handover.spares.append(child)
-
-    def _after_session(self, child: Child) -> None:
-        if child.state is State.SPARE and (self.stopping or child.generation != self._current.generation):
-            self._handover.withdraw(child)
-            self._ladder.retire(child)
-
-    def _violated(self, child: Child, error: ProtocolError) -> None:
-        """End a worker that broke the protocol; it cannot be trusted with its session any more."""
-        log.error("protocol_error", pid=child.pid or None, error=str(error))
-        if child.session is not None and child.session.acknowledged:
-            child.session.decide(Cause.LOST)
-        self._handover.withdraw(child)
-        self._ladder.close_channel(child)
-        if child.pid and not child.exiting:
-            self._ladder.expel(child, Failure.EXIT)
-
-    def _end_of_channel(self, child: Child) -> None:
-        """Act on EOF. After EXEC it says that the program runs; otherwise the worker has gone, or has closed what it must keep."""
-        self._ladder.close_channel(child)
-        session = child.session
-        if session is not None and session.executing and not session.acknowledged:
-            self._handover.acknowledged(child, session.id)
-        elif not child.pid:
-            if child.answered and not child.named_pid:
-                self._unanswered(child)
-        elif not child.leaving and not child.exiting and not (session is not None and session.acknowledged):
-            # Its exit is on its way, or it closed its channel and is of no use: the KILL makes sure. A process that is exiting
-            # already keeps its own exit status.
-            self._handover.withdraw(child)
-            self._ladder.expel(child, None)
-
     def quiet(self) -> bool:
         """Say whether no worker is on its way and no session waits for one."""
         return not self._births.open and not self._births.unclaimed and not self._handover.waiting
-
-    def inherit(self, child: Child) -> None:
-        """Take over a worker of the program before: its spares leave, because their code is older than ours."""
-        if child.state is State.SPARE:
-            self._ladder.retire(child)
-        elif child.channel is not None:
-            self._loop.watch(child.channel, partial(self._hear, child))
 
     def renew(self) -> None:
         """Let the spares of older settings go."""
@@ -283,9 +161,9 @@ class Pool:
             self._ladder.retire(child)
             self._handover.withdraw(child)
 
-    def stop(self, cause: Cause) -> None:
-        """End every worker: spares are asked to leave, sessions get TERM and end for this cause; births end as they are ready."""
-        self.stopping = self._orders.stopping = True
+    def stop(self) -> None:
+        """End every worker: spares are asked to leave, sessions get TERM and end for the stop's cause; births end as they are ready."""
+        cause = self._life.cause
         self._handover.dismiss(cause)
         for child in self._table:
             if child.kind is not Kind.WORKER:

@@ -4,9 +4,12 @@ import socket
 from collections.abc import Callable
 
 from poold.master.change.trials import Trials
+from poold.master.children.ladder import Ladder
+from poold.master.children.spawn import Launcher
 from poold.master.children.table import Child
+from poold.master.current import Current
+from poold.master.engine.loop import Loop
 from poold.master.guard import READY, WATCH
-from poold.master.parts import Parts
 
 # Told that the guard is ready, or why there is none.
 Ready = Callable[[str | None], object]
@@ -15,17 +18,18 @@ Ready = Callable[[str | None], object]
 class Guard:
     """A guard that runs. It belongs to the trials in the table: it is there for the sake of one upgrade."""
 
-    def __init__(self, parts: Parts, trials: Trials, ready: Ready) -> None:
+    def __init__(self, *, current: Current, loop: Loop, ladder: Ladder, launcher: Launcher, trials: Trials, ready: Ready) -> None:
         """Start it. Raises OSError."""
-        self._parts = parts
+        self._loop = loop
+        self._ladder = ladder
         self._ready = ready
         self._child: Child | None = None
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.setblocking(False)
         try:
             with theirs:
-                parts.loop.watch(self._channel, self._read)
-                self._child = trials.start(lambda: parts.launcher.guard(parts.current.config, channel=theirs.fileno()))
+                loop.watch(self._channel, self._read)
+                self._child = trials.start(lambda: launcher.guard(current.config, channel=theirs.fileno()))
         except BaseException:
             self.dismiss()
             raise
@@ -41,7 +45,7 @@ class Guard:
         if said == READY:
             self._ready(None)
             return
-        self._parts.loop.forget(self._channel)
+        self._loop.forget(self._channel)
         self._ready("the guard of the upgrade has ended; what it said is in the log")
 
     def watch(self) -> int:
@@ -51,8 +55,8 @@ class Guard:
 
     def dismiss(self) -> None:
         """Let it go; again does no harm."""
-        self._parts.loop.forget(self._channel)
+        self._loop.forget(self._channel)
         self._channel.close()
         child, self._child = self._child, None
         if child is not None and not child.leaving and not child.exiting:
-            self._parts.ladder.retire(child)
+            self._ladder.retire(child)

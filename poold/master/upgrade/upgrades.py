@@ -13,7 +13,7 @@ poold's own refuses or undoes it, and one that reaches nobody here is found by a
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
@@ -22,17 +22,25 @@ from poold import __version__
 from poold.errors import OWN_FAULT, ConfigError, Problem
 from poold.log import log
 from poold.master.change import trials
+from poold.master.change.reloads import Reloads
 from poold.master.change.trials import Trials
-from poold.master.children.spawn import REHEARSAL, Recipe, memory_file
-from poold.master.document import state
-from poold.master.document.state import MoldPart
+from poold.master.children.ladder import Ladder
+from poold.master.children.spawn import REHEARSAL, Launcher, Recipe, memory_file
+from poold.master.children.tracees import Tracees
+from poold.master.clients.sessions import Sessions
+from poold.master.current import Current
+from poold.master.document.part import Owner
 from poold.master.engine.deadlines import Callback, Deadline
+from poold.master.engine.loop import Loop
 from poold.master.engine.signals import Inbox
-from poold.master.parts import Parts
-from poold.master.upgrade import footprint, program, snapshot
+from poold.master.outside.manager import Manager
+from poold.master.phase import Life, Phase
+from poold.master.pool.molds import Molds
+from poold.master.pool.pool import Pool
+from poold.master.upgrade import footprint, program, state
 from poold.master.upgrade.guarding import Guard
-from poold.master.upgrade.snapshot import Origin
-from poold.scoreboard import UPGRADES
+from poold.master.upgrade.state import Origin, SettingsPart, StateDocument
+from poold.scoreboard import UPGRADES, Counters
 from poold.settings import file as settings
 from poold.words import UpgradeResult
 
@@ -56,8 +64,8 @@ class Upgrade:
     guard: Guard | None = None
     # What has yet to be ready before there can be quiet.
     awaited: set[str] = field(default_factory=set)
-    # Newcomers are not let in until it ends.
-    quiet: bool = False
+    # Newcomers have been kept waiting for quiet.
+    rested: bool = False
     deadline: Deadline | None = None
     # A SIGHUP that came meanwhile is for whoever is here afterwards.
     reload: bool = False
@@ -66,54 +74,80 @@ class Upgrade:
 class Upgrades:
     """Runs upgrades, one at a time."""
 
-    def __init__(self, parts: Parts, trials: Trials, *, inbox: Inbox, origin: Origin) -> None:
-        self._parts = parts
-        self._trials = trials
+    def __init__(
+        self,
+        *,
+        life: Life,
+        current: Current,
+        loop: Loop,
+        inbox: Inbox,
+        ladder: Ladder,
+        counters: Counters,
+        launcher: Launcher,
+        trials: Trials,
+        tracees: Tracees,
+        manager: Manager,
+        sessions: Sessions,
+        pool: Pool,
+        molds: Molds,
+        reloads: Reloads,
+        origin: Origin,
+        owners: Sequence[Owner[Any]],
+    ) -> None:
+        """`owners` are all whose parts make up the state document."""
+        self._life = life
+        self._current = current
+        self._loop = loop
         self._inbox = inbox
+        self._ladder = ladder
+        self._counters = counters
+        self._launcher = launcher
+        self._trials = trials
+        self._tracees = tracees
+        self._manager = manager
+        self._sessions = sessions
+        self._pool = pool
+        self._molds = molds
+        self._reloads = reloads
         self._origin = origin
+        self._owners = owners
         self._running: Upgrade | None = None
         # Who has asked for one while a reload ran.
         self._waiting: Told | None = None
-        self.stopping = False
-        # Says why none may begin now, "" if one may; and whether a reload runs, whose end can be waited for.
-        self.hindrance: Callable[[], str] = lambda: ""
-        self.reloading: Callable[[], bool] = lambda: False
-        # Told that an upgrade begins, and that it has ended without another program in this one's place.
-        self.on_begin: Callable[[], object] = lambda: None
-        self.on_end: Callable[[], object] = lambda: None
 
     @property
     def running(self) -> bool:
         """Say whether one runs."""
         return self._running is not None
 
-    @property
-    def quiet(self) -> bool:
-        """Say whether nobody is to be let in because of it."""
-        return self._running is not None and self._running.quiet
-
     def asked(self, told: Told) -> None:
         """Take a `poold upgrade`, or a SIGUSR2."""
-        if self.stopping:
+        if self._life.ends:
             log.warning("upgrade_refused", reason="stopping")
             told({"ok": False, "error": "poold is stopping"})
-            return
-        hindrance = "another upgrade is running" if self.running else "another upgrade waits" if self._waiting else self.hindrance()
-        if hindrance:
+        elif reason := self._why_not_now():
             self._count(UpgradeResult.BUSY)
-            log.warning("upgrade_refused", reason=f"busy: {hindrance}")
-            told({"ok": False, "error": f"busy: {hindrance}"})
-        elif self.reloading():
+            log.warning("upgrade_refused", reason=f"busy: {reason}")
+            told({"ok": False, "error": f"busy: {reason}"})
+        elif self._reloads.running:
             self._waiting = told
             log.info("upgrade_waits", reason="a reload is running")
         else:
             self._begin(told)
 
-    def reload_ended(self) -> None:
-        """Begin the upgrade that has waited for this, if there is one."""
-        told, self._waiting = self._waiting, None
-        if told is not None:
-            self._begin(told)
+    def _why_not_now(self) -> str:
+        if self.running:
+            return "another upgrade is running"
+        if self._waiting is not None:
+            return "another upgrade waits"
+        return "poold is not ready yet" if self._life.phase is Phase.STARTING else ""
+
+    def applied(self, before: str) -> dict[str, Any]:
+        """Count and log that this program goes on where that version has stopped; return what whoever asked for it is told."""
+        self._count(UpgradeResult.APPLIED)
+        sessions, generation = len(self._sessions.open), self._current.generation
+        log.info("upgrade_applied", before=before, version=__version__, generation=generation, sessions=sessions)
+        return {"ok": True, "from": before, "version": __version__, "generation": generation, "sessions": sessions}
 
     def reload_afterwards(self) -> None:
         """Take a SIGHUP that comes while an upgrade runs."""
@@ -121,7 +155,7 @@ class Upgrades:
         self._running.reload = True
 
     def _count(self, result: UpgradeResult) -> None:
-        self._parts.counters.cells[UPGRADES[result]] += 1
+        self._counters.cells[UPGRADES[result]] += 1
 
     def _begin(self, told: Told) -> None:
         upgrade = Upgrade(told)
@@ -141,12 +175,12 @@ class Upgrades:
             self._fail(upgrade, [Problem("", str(error))])
         except Exception as error:
             self._fail(upgrade, [OWN_FAULT])
-            self._parts.loop.note_error(error)
+            self._loop.note_error(error)
 
     def _within(self, upgrade: Upgrade, seconds: float, ended: Callback) -> None:
         if upgrade.deadline is not None:
             upgrade.deadline.cancel()
-        upgrade.deadline = self._parts.loop.after(seconds, ended)
+        upgrade.deadline = self._loop.after(seconds, ended)
 
     def _await(self, upgrade: Upgrade, seconds: float, what: str) -> None:
         """Refuse this upgrade when its next word has not come by then: it is lost, because whoever owes it has a deadline too."""
@@ -156,16 +190,16 @@ class Upgrades:
     def _try(self, upgrade: Upgrade) -> None:
         """Start the trial of the new code. Raises ConfigError, OSError."""
         log.info("upgrade_started", version=__version__)
-        self.on_begin()
+        self._manager.reloading()
         path = self._origin.file
         text = settings.read_file(path) if path is not None else b""
         file = str(path) if path is not None else None
-        document = state.write(snapshot.take(self._parts, self._origin, verdict={}))
+        document = state.write(self._document({}))
         fds: dict[str, int] = {}
         try:
             fds["text"] = memory_file("text", text)
             fds["state"] = memory_file("state", document)
-            launcher = self._parts.launcher
+            launcher = self._launcher
             self._trials.begin(lambda result: launcher.trial(file, module=REHEARSAL, result=result, **fds), partial(self._judged, upgrade))
         except OSError as error:
             raise ConfigError([Problem("", f"the new program cannot be tried: {error.strerror}")]) from error
@@ -190,10 +224,16 @@ class Upgrades:
         recipe = Recipe(**verdict["mold"])
         self._await(upgrade, recipe.seconds + GRACE_SECONDS, "the new mold or the guard")
         upgrade.awaited = {"mold", "guard"}
-        upgrade.guard = Guard(self._parts, self._trials, partial(self._prepared, upgrade, "guard"))
-        molds, generation = self._parts.molds, self._parts.current.generation + 1
+        upgrade.guard = Guard(
+            current=self._current,
+            loop=self._loop,
+            ladder=self._ladder,
+            launcher=self._launcher,
+            trials=self._trials,
+            ready=partial(self._prepared, upgrade, "guard"),
+        )
         try:
-            molds.prepare_foreign(recipe, generation, partial(self._prepared, upgrade, "mold"))
+            self._molds.prepare_foreign(recipe, self._current.generation + 1, partial(self._prepared, upgrade, "mold"))
         except OSError as error:
             raise ConfigError([Problem("", f"the new program's mold cannot be started: {error.strerror}")]) from error
 
@@ -212,8 +252,8 @@ class Upgrades:
         # Before anybody waits for it.
         self._look(upgrade)
         self._within(upgrade, QUIET_SECONDS, partial(self._restless, upgrade))
-        upgrade.quiet = True
-        self._parts.pool.resting = True
+        self._life.enter(Phase.RESTING)
+        upgrade.rested = True
 
     def _look(self, upgrade: Upgrade) -> None:
         """Make sure that what was tried is what is on disk. Raises ConfigError."""
@@ -222,30 +262,39 @@ class Upgrades:
             raise ConfigError([Problem("", f"{path} has changed since it was tried; ask again when nothing is being installed")])
 
     def _restless(self, upgrade: Upgrade) -> None:
-        waiting = len(self._parts.sessions.open) - self._parts.sessions.serving
+        waiting = len(self._sessions.open) - self._sessions.serving
         self._fail(upgrade, [Problem("", f"{waiting} sessions are without a worker after {QUIET_SECONDS:g} s of waiting")])
 
     def advance(self) -> None:
-        """Go on once there is quiet: the next program begins here, and this call does not return."""
-        upgrade, parts = self._running, self._parts
-        if upgrade is None or not upgrade.quiet or not parts.pool.quiet() or len(parts.sessions.open) != parts.sessions.serving:
-            return
-        self._step(upgrade, partial(self._become, upgrade))
+        """Go on as far as the facts allow; called in each turn. Once there is quiet the next program begins, and this does not return."""
+        if self._life.ends:
+            self._stop()
+        elif self._waiting is not None and not self._reloads.running:
+            told, self._waiting = self._waiting, None
+            self._begin(told)
+        elif self._running is not None and self._life.phase is Phase.RESTING and self._is_quiet():
+            self._step(self._running, partial(self._become, self._running))
+
+    def _is_quiet(self) -> bool:
+        """Say whether no connection is on its way from hand to hand."""
+        return self._pool.quiet() and len(self._sessions.open) == self._sessions.serving
+
+    def _document(self, verdict: Mapping[str, Any]) -> StateDocument:
+        return state.collect(SettingsPart.of(self._current, verdict), self._owners)
 
     def _become(self, upgrade: Upgrade) -> NoReturn:
         """Be the next program. Raises ConfigError, OSError; whatever is raised, nothing has changed."""
-        parts, mold, guard = self._parts, self._parts.molds.candidate, upgrade.guard
-        assert mold is not None
+        guard = upgrade.guard
         assert guard is not None
-        taken = snapshot.take(parts, self._origin, verdict=upgrade.verdict, mold=MoldPart(mold.child.pid, mold.version))
-        document, fds = state.write(taken), taken.descriptors()
+        found = self._document(upgrade.verdict)
+        document, fds = state.write(found), found.named_descriptors()
         watched = guard.watch()
         self._look(upgrade)
         try:
             self._inbox.hold(*([signal.SIGHUP] if upgrade.reload else []))
-            parts.reaper.tracees.release_all()
-            with parts.launcher.streams.lent():
-                program.replace(document, fds, self._origin.environ, guard=watched, log_format=parts.current.config.log.format)
+            self._tracees.release_all()
+            with self._launcher.streams.lent():
+                program.replace(document, fds, self._origin.environ, guard=watched, log_format=self._current.config.log.format)
         except OSError as error:
             raise ConfigError([Problem("", f"the new program cannot be executed: {error.strerror}")]) from error
         finally:
@@ -256,30 +305,32 @@ class Upgrades:
         if upgrade is not self._running:
             return
         reasons = [str(problem) for problem in problems]
-        if upgrade.quiet:
+        if upgrade.rested:
             result, document = UpgradeResult.UNDONE, {"ok": False, "error": f"undone: {'; '.join(reasons)}"}
         else:
             file = str(self._origin.file or "built-in defaults")
             result, document = UpgradeResult.REFUSED, {"ok": False, "error": "refused", "file": file, "problems": reasons}
         self._running = None
-        self._parts.pool.resting = False
-        steps: list[Callback] = [partial(self._count, result), self._parts.molds.discard]
+        if self._life.phase is Phase.RESTING:
+            self._life.enter(Phase.RUNNING)
+        steps: list[Callback] = [partial(self._count, result), self._molds.discard]
         if upgrade.deadline is not None:
             steps.append(upgrade.deadline.cancel)
         if upgrade.guard is not None:
             steps.append(upgrade.guard.dismiss)
         steps += [partial(_say, result, reason) for reason in reasons]
-        steps += [partial(upgrade.told, document), self.on_end]
+        steps.append(partial(upgrade.told, document))
+        if not self._life.ends:
+            steps.append(self._manager.ready_again)
         if upgrade.reload:
             steps.append(partial(self._inbox.note, signal.SIGHUP))
-        self._parts.loop.each(steps)
+        self._loop.each(steps)
 
-    def stop(self) -> None:
-        """Refuse what runs or waits, and begin nothing any more."""
-        self.stopping = True
+    def _stop(self) -> None:
+        """Refuse what runs or waits: the end has begun."""
         told, self._waiting = self._waiting, None
         if told is not None:
-            self._parts.loop.guarded(partial(self.asked, told))
+            self._loop.guarded(partial(self.asked, told))
         if self._running is not None:
             self._fail(self._running, [Problem("", "poold is stopping")])
 

@@ -6,23 +6,20 @@ A stop is no exit: `poold.master.children.tracees` takes those that come out of 
 """
 
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import Protocol
 
 from poold.log import log
 from poold.master.children.exits import Exit
 from poold.master.children.ladder import Ladder
 from poold.master.children.table import Child, ChildTable, failure_of
 from poold.master.children.tracees import Tracees, is_process
-from poold.master.engine.deadlines import Callback
 from poold.master.engine.loop import Loop
-from poold.master.pool.activity import Activities
-from poold.master.pool.births import Births
-from poold.master.pool.handover import HandOver
-from poold.master.pool.orders import Orders
-from poold.master.pool.pool import Pool
-from poold.scoreboard import CPU_SECONDS, FAILED, MEMORY_BYTES, REAPED, UNKNOWN_REAPED, Counters
-from poold.words import Cause, Failure, Kind
+from poold.master.engine.signals import Inbox
+from poold.scoreboard import CPU_SECONDS, FAILED, MEMORY_BYTES, REAPED, Counters
+from poold.words import Cause, Kind
 
 # Exits, and stops, in one turn; the rest in the next one.
 REAPS_MAX = 256
@@ -34,38 +31,73 @@ def exit_code(status: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) or os.WIFSIGNALED(status) else None
 
 
+class Keeper(Protocol):
+    """Who looks after the children of one kind."""
+
+    def hear_out(self, child: Child) -> None:
+        """Read what a child whose exit was seen has said last."""
+
+    def exited(self, child: Child, exit: Exit) -> Cause | None:
+        """Settle the end of a child that is reaped and has no row any more; return the cause of its session's end, if it had one."""
+
+    def stop(self) -> None:
+        """Have every child of this kind leave; again does no harm."""
+
+    def inherit(self, child: Child) -> None:
+        """Take over a child of the program before. Raises OSError."""
+
+
+class Unborn(Protocol):
+    """Who knows of children that have no pid yet: an exit may be theirs (`poold.master.pool.workers.Workers`)."""
+
+    def find(self) -> None:
+        """Find out the pids of those who have told theirs."""
+
+    def unclaimed(self, exit: Exit) -> None:
+        """Keep an exit that belongs to no row."""
+
+    def match(self) -> Iterable[tuple[Child, Exit]]:
+        """Return those children whose exits were kept."""
+
+
 class Reaper:
-    """Waits for children, and settles what their ends leave behind."""
+    """Waits for children, and has each child's keeper settle what its end leaves behind.
+
+    `keepers` has one for each kind of child there is.
+    """
 
     def __init__(
         self,
         *,
+        inbox: Inbox,
         loop: Loop,
         table: ChildTable,
-        births: Births,
-        pool: Pool,
-        orders: Orders,
-        handover: HandOver,
         ladder: Ladder,
         counters: Counters,
-        activities: Activities,
+        unborn: Unborn,
+        keepers: Mapping[Kind, Keeper],
     ) -> None:
+        self._inbox = inbox
         self._loop = loop
         self._table = table
-        self._births = births
-        self._pool = pool
-        self._orders = orders
-        self._handover = handover
         self._ladder = ladder
         self._counters = counters
-        self._activities = activities
+        self._unborn = unborn
+        self._keepers = keepers
         self.tracees = Tracees(loop)
-        # By kind: reads what a child whose exit was seen has said last; what is to be done when it has gone.
-        self.hear_out: dict[Kind, Callable[[Child], object]] = {Kind.WORKER: pool.hear_out}
-        self.on_exit: dict[Kind, Callable[[Child, Exit], object]] = {}
 
-    def reap(self) -> bool:
-        """Take the exits there are, a bounded number; say whether there may be more."""
+    def reap(self) -> None:
+        """Take the exits there are, a bounded number a turn."""
+        more = True
+        try:
+            more = self._reap_some()
+        finally:
+            # Also after an error, because no signal comes again for those who are left.
+            if more:
+                self._inbox.note(signal.SIGCHLD)
+
+    def _reap_some(self) -> bool:
+        """Take a bounded number of exits; say whether there may be more."""
         for _ in range(REAPS_MAX):
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -87,9 +119,7 @@ class Reaper:
     def _take(self, pid: int) -> None:
         child = self._table.by_pid(pid)
         if child is None:
-            # A worker may have died before its BORN was read.
-            for starting in list(self._births.open.values()):
-                self._pool.read(starting)
+            self._unborn.find()
             child = self._table.by_pid(pid)
         if child is not None:
             self._hear_out(child)
@@ -104,22 +134,16 @@ class Reaper:
         if child is not None:
             self._settle(child, Exit(pid, code, usage))
         elif stranger:
-            self._births.exited(Exit(pid, code, usage))
+            self._unborn.unclaimed(Exit(pid, code, usage))
 
     def _hear_out(self, child: Child) -> None:
         child.exiting = True
-        if child.kind in self.hear_out:
-            self.hear_out[child.kind](child)
+        self._keepers[child.kind].hear_out(child)
 
     def match(self) -> None:
         """Find out to whom the exits belong that had no row when they were taken."""
-        if not self._births.unclaimed:
-            return
-        for child, exit in self._births.match():
+        for child, exit in self._unborn.match():
             self._settle(child, exit)
-        for stranger in self._births.strangers():
-            self._counters.cells[UNKNOWN_REAPED] += 1
-            log.debug("unknown_child_reaped", pid=stranger.pid, status=stranger.status)
 
     def reconcile(self) -> None:
         """Let go of children that somebody else has waited for: nobody will tell how they ended (wait(2), ECHILD)."""
@@ -135,15 +159,18 @@ class Reaper:
                 self._settle(child, Exit(child.pid, None, None))
 
     def _settle(self, child: Child, exit: Exit) -> None:
-        """Draw the line under a child: its session, the counts, the slot.
+        """Draw the line under a child: its channel, the slot, its session, the counts.
 
         Whatever is raised, it is not signalled any more, has no row, and its keeper knows.
         """
-        steps: list[Callback] = [partial(self._ladder.relax, child), partial(self._conclude, child, exit)]
-        steps += [partial(self._activities.close, child), partial(self._remove, child)]
-        if child.kind in self.on_exit:
-            steps.append(partial(self.on_exit[child.kind], child, exit))
-        self._loop.each(steps)
+        self._loop.each(
+            (
+                partial(self._ladder.relax, child),
+                partial(self._ladder.close_channel, child),
+                partial(self._remove, child),
+                partial(self._conclude, child, exit),
+            )
+        )
         if self._table.by_pid(child.pid) is child:
             self._loop.after(0, self.reconcile)
 
@@ -152,21 +179,15 @@ class Reaper:
         self._counters.cells[REAPED[child.kind]] += 1
 
     def _conclude(self, child: Child, exit: Exit) -> None:
-        now = self._loop.clock()
-        self._ladder.close_channel(child)
-        self._births.close(child)
+        """Have the keeper settle a child's end, and count and tell how it ended."""
         session = child.session
-        cause: Cause | None = None
-        if child.kind is Kind.WORKER:
-            gone = exit.status is not None and exit.status > 0 and self._activities.read(child).client_gone
-            cause = self._handover.settle(child, status=exit.status, client_gone=gone)
+        cause = self._keepers[child.kind].exited(child, exit)
         failure = failure_of(child, status=exit.status, cause=cause)
-        cells = self._counters.cells
         if exit.usage is not None:
             self._counters.observe(CPU_SECONDS, exit.usage.ru_utime + exit.usage.ru_stime)
             self._counters.observe(MEMORY_BYTES, exit.usage.ru_maxrss * 1024)
         if failure is not None:
-            cells[FAILED[failure]] += 1
+            self._counters.cells[FAILED[failure]] += 1
             log.warning(
                 "child_failed",
                 kind=child.kind,
@@ -175,8 +196,6 @@ class Reaper:
                 status=exit.status,
                 session=session.id if session is not None else None,
                 peer=session.peer if session is not None else None,
-                seconds=now - child.claimed_at,
+                seconds=self._loop.clock() - child.claimed_at,
             )
         log.debug("child_reaped", kind=child.kind, pid=exit.pid, status=exit.status, cause=cause)
-        if failure is Failure.STILLBORN and child.kind is Kind.WORKER:
-            self._orders.stillborn(child)

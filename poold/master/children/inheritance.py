@@ -1,0 +1,78 @@
+"""The children that one program of the master leaves to the next one."""
+
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from poold.channel import Wire
+from poold.log import log
+from poold.master.children.ladder import Ladder
+from poold.master.children.reaper import Keeper, Reaper
+from poold.master.children.table import Child, ChildPart, ChildTable
+from poold.master.clients.sessions import Sessions
+from poold.master.document.part import Part
+from poold.words import Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildrenPart(Part):
+    """All born children."""
+
+    children: tuple[ChildPart, ...]
+
+    def descriptors(self) -> Iterator[int]:
+        """Yield the descriptors of their channels and pages."""
+        return (fd for child in self.children for fd in (child.channel, child.page) if fd is not None)
+
+
+class Inheritance:
+    """Saves the table of children, and hands each child that is inherited to the keeper of its kind."""
+
+    def __init__(self, *, table: ChildTable, ladder: Ladder, sessions: Sessions, reaper: Reaper, keepers: Mapping[Kind, Keeper]) -> None:
+        self._table = table
+        self._ladder = ladder
+        self._sessions = sessions
+        self._reaper = reaper
+        self._keepers = keepers
+
+    def save(self) -> ChildrenPart:
+        """Return all born children."""
+        return ChildrenPart(children=tuple(child.save() for child in self._table if child.pid))
+
+    def restore(self, part: ChildrenPart) -> None:
+        """Take over the children of the program before; one that is no child of ours any more has ended. Raises OSError."""
+        for each in part.children:
+            child = self._child(each)
+            self._table.inherit(child)
+            self._ladder.resume(child)
+        self._table.settle_slots()
+        for child in self._table:
+            self._keepers[child.kind].inherit(child)
+        self._reaper.reconcile()
+
+    def _child(self, part: ChildPart) -> Child:
+        child = Child(part.slot, part.incarnation, part.kind, part.generation, part.claimed_at)
+        child.pid, child.state, child.ready = part.pid, part.state, part.ready
+        child.excused, child.failure, child.page = part.excused, part.failure, part.page
+        if part.channel is not None:
+            child.channel = _channel(part, part.channel)
+            if child.leaving:
+                # A mold that was heard out: no order is open at an upgrade, so there is nothing more to hear.
+                self._ladder.close_channel(child)
+        if part.session is not None:
+            child.session = self._sessions.inherit(part.session)
+        return child
+
+
+def _channel(part: ChildPart, fd: int) -> Wire | None:
+    """Return the master's end of a child's channel. What is no channel is closed by nobody: it may be anything."""
+    try:
+        end = Wire(fileno=fd)
+        if end.family != socket.AF_UNIX:
+            end.detach()
+            raise OSError("it is not one")
+    except OSError as error:
+        log.error("channel_lost", kind=part.kind, pid=part.pid, error=str(error))
+        return None
+    end.setblocking(False)
+    return end

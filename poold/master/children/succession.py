@@ -1,0 +1,128 @@
+"""What keepers do alike whose kind has one child in use at a time.
+
+start ───▶ in use ──▶ ended: started again, later and later as long as that fails
+prepare ─▶ candidate ─▶ ready ─▶ adopted: in use, and the one before is asked to leave
+└────▶ discarded
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from poold.channel import Wire
+from poold.master.children.ladder import Ladder
+from poold.master.children.table import Child, ChildTable
+from poold.master.engine.loop import Loop
+from poold.master.engine.throttle import Throttle
+from poold.scoreboard import SPAWNED, Counters
+from poold.words import Kind
+
+# Told how a prepared child turned out: None, or why the child cannot be used.
+Prepared = Callable[[str | None], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Starter:
+    """Starts children that the master talks with on a channel."""
+
+    loop: Loop
+    table: ChildTable
+    ladder: Ladder
+    counters: Counters
+
+    def start(
+        self,
+        kind: Kind,
+        generation: int,
+        *,
+        pair: Callable[[], tuple[Wire, Wire]],
+        launch: Callable[[int], int],
+        read: Callable[[Child], object],
+    ) -> Child:
+        """Start a child and return its row. Raises OSError, and then nothing is left.
+
+        `pair` makes the master's end of the channel and the child's. `launch` gets the descriptor of the child's end, starts the
+        process and returns a pid. `read` is called whenever there is something to read from the child.
+        """
+        try:
+            child = self.table.claim(kind, generation=generation, now=self.loop.clock())
+        except LookupError as error:
+            raise OSError(str(error)) from error
+        try:
+            child.channel, theirs = pair()
+            try:
+                self.loop.watch(child.channel, lambda: read(child))
+                pid = launch(theirs.fileno())
+            finally:
+                theirs.close()
+        except BaseException:
+            self.ladder.close_channel(child)
+            self.table.remove(child)
+            raise
+        self.table.born(child, pid)
+        self.counters.cells[SPAWNED[kind]] += 1
+        return child
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A child of such a kind. `prepared` is set as long as the child is a candidate."""
+
+    child: Child
+    prepared: Prepared | None = None
+
+    def turned_out(self, reason: str | None) -> None:
+        """Tell whoever had a candidate prepared that it is ready, or why it cannot be used."""
+        if self.prepared is not None:
+            self.prepared(reason)
+
+
+M = TypeVar("M", bound=Member)
+
+
+class Succession(ABC, Generic[M]):
+    """The child in use, and a candidate that is being prepared to succeed it."""
+
+    def __init__(self, *, loop: Loop, ladder: Ladder) -> None:
+        self._loop = loop
+        self._ladder = ladder
+        self._members: dict[Child, M] = {}
+        self._used: M | None = None
+        self._candidate: M | None = None
+        self._throttle = Throttle()
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start a child for the settings in force, if one is wanted and there is none; a failure is tried again later."""
+
+    @abstractmethod
+    def _tell(self, reason: str, *, first: bool) -> None:
+        """Log why there is none in use, and that another try will be made; `first` since the last success."""
+
+    def _again(self, reason: str) -> None:
+        """Start another child later, because one could not be started or has ended; "": the reason has been told."""
+        first = self._throttle.failed(self._loop.clock())
+        if reason:
+            self._tell(reason, first=first)
+        self._loop.at(self._throttle.until, self.start)
+
+    def discard(self) -> None:
+        """Give up the candidate; what it was given is its giver's to close."""
+        candidate, self._candidate = self._candidate, None
+        self._dismiss(candidate)
+
+    def _dismiss(self, member: M | None) -> None:
+        """Ask a child to leave that is not in use."""
+        if member is not None and not member.child.leaving:
+            member.prepared = None
+            self._ladder.retire(member.child)
+
+    def _staying(self) -> Iterator[M]:
+        """Yield those that have not been told to leave."""
+        return (member for member in list(self._members.values()) if not member.child.leaving)
+
+    def stop(self) -> None:
+        """Ask every child of this kind to leave."""
+        for member in self._staying():
+            self._ladder.retire(member.child)

@@ -1,0 +1,76 @@
+"""The shared memories: the master's own, and what others get of them."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from poold.log import log
+from poold.master.document.part import Part
+from poold.pages import PAGE, Phase
+from poold.scoreboard import SLOTS, Counters, Table, keep_size, read_only, shared_memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoriesPart(Part):
+    """The file in which workers of a version before pages of their own have theirs, and the phase page."""
+
+    activity: int
+    phase: int
+
+    def descriptors(self) -> Iterator[int]:
+        """Yield both."""
+        return iter((self.activity, self.phase))
+
+
+@dataclass(slots=True)
+class Memories:
+    """The shared memories.
+
+    `phase` is mapped by workers for as long as they live: the program after this one takes it over. `common` is the one file in which
+    workers of a version before pages of their own have theirs.
+    """
+
+    counters: Counters
+    rows: Table
+    phase: Phase
+    phase_fd: int
+    common: int
+    # Read-only: the phase page for molds; counters and rows for whoever asks on the control socket.
+    phase_view: int
+    views: list[int]
+
+    def save(self) -> MemoriesPart:
+        """Return what workers go on with."""
+        return MemoriesPart(activity=self.common, phase=self.phase_fd)
+
+    def restore(self, part: MemoriesPart) -> None:
+        """Do nothing: memories are made of their part, because all others need them."""
+
+
+def share(inherited: MemoriesPart | None = None) -> Memories:
+    """Make the shared memories, or those that are not inherited. Raises OSError."""
+    counters, rows = Counters(), Table()
+    if inherited is None:
+        common, phase = shared_memory("activity", SLOTS * PAGE), shared_memory("phase", PAGE)
+    else:
+        common, phase = inherited.activity, _phase(inherited.phase)
+    try:
+        keep_size(phase)
+    except PermissionError:
+        # Done by the program before.
+        pass
+    views = [read_only(fd) for fd in (counters.fd, rows.fd)]
+    return Memories(counters, rows, Phase(phase), phase, common, read_only(phase), views)
+
+
+def _phase(fd: int) -> int:
+    """Return the phase page of the program before, or another one where that is none: touching what is not there would be fatal."""
+    try:
+        if os.fstat(fd).st_size < PAGE:
+            raise OSError(f"it has {os.fstat(fd).st_size} bytes")
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError as error:
+        log.error("phase_lost", error=str(error))
+        return shared_memory("phase", PAGE)
+    return fd

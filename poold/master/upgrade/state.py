@@ -1,0 +1,188 @@
+"""The state document: what one program of the master tells the next one at an upgrade. Pure: bytes in, checked values out.
+
+The document is the sum of the parts of its owners (`poold.master.document.part`). A new owner brings a part: one more base of
+`StateDocument`.
+
+Two versions of poold meet here, so a field that is not known is ignored, one that may be missing has a default, and what is
+not understood (another format, a kind of child that this version does not have, a number that cannot be) makes the whole document
+unreadable. The trial of an upgrade reads it first, while nothing has changed. Descriptors and pids are numbers here; that
+they are what they are said to be is found out by whoever restores a part.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from poold import __version__
+from poold.errors import PooldError
+from poold.master.children.exporters import ExportersPart
+from poold.master.children.inheritance import ChildrenPart
+from poold.master.children.spawn import LauncherPart
+from poold.master.clients.linger import LingerPart
+from poold.master.clients.listening import ListenersPart
+from poold.master.clients.sessions import SessionsPart
+from poold.master.clients.store import StorePart
+from poold.master.current import Current
+from poold.master.document.part import Owner, Part, descriptor, within
+from poold.master.document.records import MalformedError, record
+from poold.master.document.tally import CountersPart
+from poold.master.memories import MemoriesPart
+from poold.master.outside.control import ControlPart
+from poold.master.pool.molds import MoldsPart
+
+# Counts incompatible changes: what another format says is not guessed at.
+FORMAT = 1
+
+
+class StateError(PooldError):
+    """The document cannot be used; says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OriginPart(Part):
+    """Where this life of poold began: the settings file (None: there is none), and when (CLOCK_MONOTONIC)."""
+
+    file: str | None
+    started_at: float
+
+    def check(self) -> None:
+        """Raise ValueError where this can be no time."""
+        within("a time", self.started_at, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The owner of what no other part knows: where this master has its settings from, and what it was started with."""
+
+    file: Path | None
+    started_at: float
+    environ: Mapping[str, str] = field(repr=False)
+
+    def save(self) -> OriginPart:
+        """Return where this life began."""
+        return OriginPart(file=str(self.file) if self.file is not None else None, started_at=self.started_at)
+
+    def restore(self, part: OriginPart) -> None:
+        """Do nothing: the origin is what the next program is built from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingsPart(Part):
+    """The settings to go on with, which are a trial's verdict in the words of the new code; and the generation before them.
+
+    `control_setting` is the control socket's place as the settings in force have it, which no upgrade can change.
+    """
+
+    generation: int
+    control_setting: str | None
+    settings: dict[str, Any] = field(default_factory=dict)
+    people: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raise ValueError where this can be no generation."""
+        within("a generation", self.generation, 1, (1 << 32) - 2)
+
+    @classmethod
+    def of(cls, current: Current, verdict: Mapping[str, Any]) -> "SettingsPart":
+        """Return the part of a verdict, which is empty before there is any, beside the settings in force."""
+        return cls(
+            generation=current.generation,
+            control_setting=current.config.control.socket,
+            settings=dict(verdict.get("settings", {})),
+            people=dict(verdict.get("people", {})),
+            warnings=tuple(verdict.get("warnings", ())),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateDocument(
+    OriginPart,
+    SettingsPart,
+    MemoriesPart,
+    LauncherPart,
+    CountersPart,
+    StorePart,
+    ListenersPart,
+    ControlPart,
+    ExportersPart,
+    MoldsPart,
+    ChildrenPart,
+    SessionsPart,
+    LingerPart,
+):
+    """Everything."""
+
+    format: int = FORMAT
+    version: str = __version__
+
+    def __post_init__(self) -> None:
+        for part in _parts():
+            part.check(self)
+        fds = list(self._descriptors())
+        for fd in fds:
+            descriptor(fd)
+        _unique("slot", (child.slot for child in self.children))
+        _unique("pid", (child.pid for child in self.children))
+        _unique("session", (child.session.id for child in self.children if child.session is not None))
+        _unique("descriptor", fds)
+        passed = {each.fd for each in self.passed}
+        for listener in self.listeners:
+            if listener.socket.lent != (listener.socket.fd in passed):
+                raise ValueError(f"descriptor {listener.socket.fd} is either passed or not")
+
+    def _descriptors(self) -> Iterator[int]:
+        for part in _parts():
+            yield from part.descriptors(self)
+
+    def named_descriptors(self) -> set[int]:
+        """Return every descriptor that the document names."""
+        return set(self._descriptors())
+
+
+def _parts() -> tuple[type[Part], ...]:
+    return StateDocument.__bases__
+
+
+def _unique(what: str, values: Iterable[int]) -> None:
+    twice = [value for value, count in Counter(values).items() if count > 1]
+    if twice:
+        raise ValueError(f"{what} {twice[0]} is there twice")
+
+
+def collect(settings: SettingsPart, owners: Iterable[Owner[Any]]) -> StateDocument:
+    """Return the document as it is now, for these settings. Looks and changes nothing."""
+    fields = dict(vars(settings))
+    for owner in owners:
+        fields |= vars(owner.save())
+    return StateDocument(**fields)
+
+
+def write(state: StateDocument) -> bytes:
+    """Return the document's bytes."""
+    return json.dumps(vars(state), default=_fields).encode()
+
+
+def _fields(part: Any) -> dict[str, Any]:
+    # Not `asdict`, which copies everything once more: newcomers are waiting.
+    return {name: getattr(part, name) for name in part.__slots__}
+
+
+def read(data: bytes) -> StateDocument:
+    """Return what a document says. Raises StateError."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise StateError(f"the state document is no JSON: {error}") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        is_one = isinstance(found, dict) and "format" in found
+        what = f"has format {found['format']!r}" if is_one else "has no format"
+        raise StateError(f"the state document {what}, and poold {__version__} understands format {FORMAT}")
+    try:
+        state: StateDocument = record(StateDocument, found)
+    except MalformedError as error:
+        raise StateError(f"the state document cannot be understood: {error}") from error
+    return state
