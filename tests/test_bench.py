@@ -1,9 +1,12 @@
 """What the benchmark makes of its records: ratios, verdicts and the report. Nothing is measured here."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from tests.bench import charts
+from tests.bench.load import QUANTILES
 from tests.bench.report import render, table
 from tests.bench.results import ClosedRun, HeldRun, MasterLook, OpenRun, ReloadRun, Results, StartRun
 from tests.bench.summary import Figure, ratio
@@ -19,7 +22,7 @@ def recorded() -> Results:
         for peer, speed in SPEEDS.items():
             rate = speed * drift
             results.closed.append(ClosedRun(peer, round, 32, rate, 32 / rate, 64 / rate, 96 / rate, 0, 0.95 if peer == "costless" else 0.2))
-            results.open.append(OpenRun(peer, round, 200, 600, 0, 1 / rate, 2 / rate, 3 / rate, [1 / rate] * 3))
+            results.open.append(OpenRun(peer, round, 200, 600, 0, 1 / rate, 2 / rate, 3 / rate, [(1 + part) / rate for part in QUANTILES]))
     results.held.append(HeldRun("poold", 0, 10_000, 20.0, 500e3, 0.002, 0.0021, [0.002] * 100))
     for sessions, descriptors, spares in ((0, 24, 4), (10_000, 10_030, 6)):
         results.master.append(MasterLook(0, sessions, 30_000_000, 20_000_000, descriptors, spares, 0.0, 0.01, 0.05, 0.3, 9.0, 1e-4, None))
@@ -107,3 +110,40 @@ def test_tables_are_aligned() -> None:
         "| poold | 1.5 |",
         "| C     |  12 |",
     ]
+
+
+def drawn(results: Results, folder: Path) -> dict[str, list[str]]:
+    """Draw every chart, and return the lines of each."""
+    folder.mkdir()
+    return {file.name: file.read_text().splitlines() for file in charts.draw(results, folder)}
+
+
+def test_charts_are_small_and_the_same_each_time(tmp_path: Path) -> None:
+    """The same figures give the same bytes, in fewer than 300 lines; whatever was not measured has no chart."""
+    one, two = drawn(recorded(), tmp_path / "one"), drawn(recorded(), tmp_path / "two")
+    assert one == two
+    assert set(one) == {"throughput.svg", "latency.svg", "memory.svg", "opening.svg"}
+    assert all(len(lines) < 300 for lines in one.values())
+    assert drawn(Results(), tmp_path / "nothing") == {}
+
+
+def test_another_run_changes_the_lines_of_its_figures_alone(tmp_path: Path) -> None:
+    """A run that was a fifth slower draws other curves; axes, names and everything else stay as they were."""
+    slower = recorded()
+    slower.open[:] = [dataclasses.replace(run, quantiles=[1.2 * latency for latency in run.quantiles]) for run in slower.open]
+    one, two = drawn(recorded(), tmp_path / "one")["latency.svg"], drawn(slower, tmp_path / "two")["latency.svg"]
+    changed = [pair for pair in zip(one, two, strict=True) if pair[0] != pair[1]]
+    assert changed
+    assert all(line.startswith("<polyline ") for pair in changed for line in pair)
+
+
+def test_the_chart_of_the_readme_is_one_of_these(tmp_path: Path) -> None:
+    """What the README shows was drawn by this code: it is as small, and has the elements of a chart drawn now, figures aside."""
+    lines = (Path(charts.__file__).parent / "latency.svg").read_text().splitlines()
+    assert len(lines) < 300
+    now = drawn(recorded(), tmp_path / "now")["latency.svg"]
+    assert lines[1] == now[1]
+    kinds = {line.split(maxsplit=1)[0] for line in lines}
+    assert kinds == {line.split(maxsplit=1)[0] for line in now}
+    for name in ("poold", "ForkingTCPServer", "C-fork"):
+        assert any(line.endswith(f">{name}</text>") for line in lines)

@@ -3,11 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from tests.bench.load import QUANTILES
 from tests.bench.peer import ECHO, HTTP
@@ -15,20 +10,25 @@ from tests.bench.peers import CEILING, POOLD
 from tests.bench.report import number
 from tests.bench.results import Results
 from tests.bench.summary import Figure, throughput
+from tests.bench.svg import Axis, Drawing, Look, Panel, linear, logarithmic, rounded
 from tests.bench.targets import CONCURRENCY, RATE
 
 WARM = ("#c2410c", "#f59e0b", "#be185d")
 COOL = ("#1e40af", "#0f766e", "#6b7280", "#7dd3fc", "#a78bfa", "#84cc16", "#334155")
 PLAIN = "#94a3b8"
-STYLES = ("-", "--", "-.", ":")
-# A percentile's place on an axis that has as much room for 99 to 99.9 as for 0 to 90: in nines.
-TICKS = (0.0, 0.5, 0.9, 0.99, 0.999)
-THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
+DASHES = ("", "6 3", "9 3 2 3", "2 3")
+# The parts of the sessions whose latency is drawn: as many as the eye can tell apart.
+DRAWN = (0.0, 0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.96, 0.97, 0.975, 0.98, 0.985, 0.99, 0.995)
+TICKS = (0.0, 0.5, 0.9, 0.99)
+# Milliseconds; an axis that is the same in most runs leaves most of the chart as it was.
+LATENCIES = (0.2, 20)
+# Of a page: what stands to the left of a panel, to its right, and the panels' width.
+MARGIN, LEGEND, PANEL = 76, 220, 520
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
     """Draw every chart that there are figures for, and return the files."""
-    makers: dict[str, Callable[[Results], Canvas | None]] = {
+    makers: dict[str, Callable[[Results], Drawing | None]] = {
         "throughput.svg": throughput_chart,
         "latency.svg": latency_chart,
         "memory.svg": memory_chart,
@@ -36,117 +36,116 @@ def draw(results: Results, folder: Path) -> list[Path]:
     }
     written = []
     for name, make in makers.items():
-        canvas = make(results)
-        if canvas is not None:
-            canvas.savefig(folder / name)
+        drawing = make(results)
+        if drawing is not None:
+            drawing.write(folder / name)
             written.append(folder / name)
     return written
 
 
-def throughput_chart(results: Results) -> Canvas | None:
+def throughput_chart(results: Results) -> Drawing | None:
     """Bars: sessions a second, the closed loop; the whiskers are the least and the greatest of the rounds."""
     groups = _by_service(results, [run.peer for run in results.closed if run.concurrency == CONCURRENCY])
     if not groups:
         return None
-    heights = [len(names) + 1.5 for names in groups.values()]
-    canvas = Canvas(figsize=(9, 0.42 * sum(heights) + 0.8), layout="constrained")
-    canvas.suptitle(f"Sessions a second on one core, {CONCURRENCY} at a time")
-    panels = canvas.subplots(len(groups), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
-    for axes, (service, names) in zip(panels[:, 0], groups.items(), strict=True):
-        figures = {name: Figure.of(throughput(results, name, CONCURRENCY).values()) for name in names}
-        known = sorted(((name, figure) for name, figure in figures.items() if figure is not None), key=lambda pair: pair[1].median)
-        labels = [name for name, _ in known]
-        medians = [figure.median for _, figure in known]
-        whiskers = [[figure.median - figure.low for _, figure in known], [figure.high - figure.median for _, figure in known]]
-        bars = axes.barh(
-            labels,
-            medians,
-            xerr=whiskers,
-            color=[_look(name, results)["color"] if name.startswith(POOLD) else PLAIN for name in labels],
-            error_kw={"lw": 1, "capsize": 3},
-        )
-        axes.bar_label(bars, [number(median) for median in medians], padding=6, fontsize=9)
-        axes.set_xlabel(f"{service} sessions per second (more is better)")
-        axes.xaxis.set_major_formatter(THOUSANDS)
-        axes.margins(x=0.12)
-        _tidy(axes)
-    return canvas
+    left, bar = 180, 24
+    height = 50 + sum(bar * len(names) + 60 for names in groups.values())
+    drawing = Drawing(left + PANEL + 100, height, f"Sessions a second on one core, {CONCURRENCY} at a time")
+    top = 44
+    for service, names in groups.items():
+        figures = {name: figure for name in names if (figure := Figure.of(throughput(results, name, CONCURRENCY).values()))}
+        axis = linear(f"{service} sessions per second (more is better)", rounded(max(figure.high for figure in figures.values())))
+        panel = Panel(drawing, left, top, PANEL, bar * len(figures), axis, Axis("", (), float))
+        panel.frame()
+        for place, (name, figure) in enumerate(sorted(figures.items(), key=lambda pair: -pair[1].median)):
+            middle = top + bar * place + bar / 2
+            low, end, high = (left + PANEL * axis.place(value) for value in (figure.low, figure.median, figure.high))
+            color = _look(name, results).color if name.startswith(POOLD) else PLAIN
+            drawing.text(left - 8, middle + 4, name, "end")
+            drawing.add(f'<rect x="{left}" y="{middle - 8:.0f}" width="{end - left:.0f}" height="16" fill="{color}"/>')
+            drawing.rule((low, middle), (high, middle), "thin")
+            drawing.text(high + 6, middle + 4, number(figure.median))
+        top += bar * len(figures) + 60
+    return drawing
 
 
-def latency_chart(results: Results) -> Canvas | None:
+def latency_chart(results: Results) -> Drawing | None:
     """Lines: latency over percentiles, the open loop; at each percentile the median of the rounds."""
     groups = _by_service(results, [run.peer for run in results.open if run.rate == RATE])
     if not groups:
         return None
-    canvas = Canvas(figsize=(10, 4.2 * len(groups)), layout="constrained")
-    canvas.suptitle(f"Latency of a session, {RATE} due each second, counted from when it was due")
-    panels = canvas.subplots(len(groups), 1, squeeze=False)
-    for axes, (service, names) in zip(panels[:, 0], groups.items(), strict=True):
-        for name in names:
-            runs = [run.quantiles for run in results.open if (run.peer, run.rate) == (name, RATE)]
-            points = [Figure.of(values) for values in zip(*runs, strict=True)]
-            # Beyond this part of them there is less than one session: nothing to be seen there.
-            least = min(run.ended for run in results.open if (run.peer, run.rate) == (name, RATE))
-            known = ((part, point) for part, point in zip(QUANTILES, points, strict=True) if point is not None and part * least < least - 1)
-            line = [(_nines(part), point.median * 1e3) for part, point in known]
-            axes.plot([x for x, _ in line], [y for _, y in line], label=name, **_look(name, results))
-        _logarithmic(axes)
-        axes.xaxis.set_major_locator(FixedLocator([_nines(tick) for tick in TICKS]))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 - 100 * 10**-value:g} %"))
-        axes.set_xlabel("share of sessions that were served in so long or less")
-        axes.set_ylabel(f"latency of {service} sessions, ms")
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-        _tidy(axes)
-    return canvas
+    height = 250
+    title = f"Latency of a session, {RATE} due each second, counted from when it was due"
+    drawing = Drawing(MARGIN + PANEL + LEGEND, 50 + len(groups) * (height + 64), title)
+    shares = Axis("share of sessions that were served in so long or less", TICKS, _nines, lambda part: f"{100 * part:g} %")
+    for place, (service, names) in enumerate(groups.items()):
+        lines = {name: _latencies(results, name) for name in names}
+        values = [value for line in lines.values() for _, value in line]
+        axis = logarithmic(f"latency of {service} sessions, ms", values, least=LATENCIES[0], most=LATENCIES[1])
+        panel = Panel(drawing, MARGIN, 44 + place * (height + 64), PANEL, height, shares, axis)
+        _lines(panel, lines, results)
+    return drawing
 
 
-def memory_chart(results: Results) -> Canvas | None:
+def memory_chart(results: Results) -> Drawing | None:
     """Points: memory a session over the number held; the whiskers are the least and the greatest of the rounds."""
     if not results.held:
         return None
-    canvas = Canvas(figsize=(9, 4.5), layout="constrained")
-    axes = canvas.subplots()
-    axes.set_title("Memory of a held session: fall of the machine's available memory ÷ sessions")
-    for name in dict.fromkeys(run.peer for run in results.held):
-        counts = sorted({run.sessions for run in results.held if run.peer == name})
-        figures = [Figure.of(run.bytes_each / 1e3 for run in results.held if (run.peer, run.sessions) == (name, count)) for count in counts]
-        known = [(count, figure) for count, figure in zip(counts, figures, strict=True) if figure is not None]
-        whiskers = [[figure.median - figure.low for _, figure in known], [figure.high - figure.median for _, figure in known]]
-        medians = [figure.median for _, figure in known]
-        axes.errorbar([count for count, _ in known], medians, yerr=whiskers, label=name, marker="o", capsize=3, **_look(name, results))
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(sorted({run.sessions for run in results.held})))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(THOUSANDS)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("sessions held at a time")
-    axes.set_ylabel("memory of a session, kB (less is better)")
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    _tidy(axes)
-    return canvas
+    figures: dict[str, dict[int, Figure]] = {}
+    for run in results.held:
+        alike = [each.bytes_each / 1e3 for each in results.held if (each.peer, each.sessions) == (run.peer, run.sessions)]
+        if (figure := Figure.of(alike)) is not None:
+            figures.setdefault(run.peer, {})[run.sessions] = figure
+    counts = [run.sessions for run in results.held]
+    most = max(figure.high for of_peer in figures.values() for figure in of_peer.values())
+    x = logarithmic("sessions held at a time", counts, least=min(counts), most=max(counts))
+    y = linear("memory of a session, kB (less is better)", rounded(most))
+    panel = _single("Memory of a held session: fall of the machine's available memory ÷ sessions", x, y)
+    _lines(panel, {name: [(count, figure.median) for count, figure in sorted(known.items())] for name, known in figures.items()}, results)
+    for name, known in figures.items():
+        for count, figure in known.items():
+            panel.mark((count, figure.median), figure.low, figure.high, _look(name, results))
+    return panel.drawing
 
 
-def opening_chart(results: Results) -> Canvas | None:
+def opening_chart(results: Results) -> Drawing | None:
     """Lines: the time to open the n-th session, while all before it are held; medians of hundredths, then of the rounds."""
     if not results.held:
         return None
     most = max(run.sessions for run in results.held)
-    canvas = Canvas(figsize=(9, 4.5), layout="constrained")
-    axes = canvas.subplots()
-    axes.set_title(f"Opening one session after the other, up to {most:,}, all of them held")
+    lines = {}
     for name in dict.fromkeys(run.peer for run in results.held):
         runs = [run.opening for run in results.held if (run.peer, run.sessions) == (name, most)]
         points = [point.median * 1e3 for values in zip(*runs, strict=True) if (point := Figure.of(values))]
-        places = [most * (at + 1) / len(points) for at in range(len(points))]
-        axes.plot(places, points, label=name, **_look(name, results))
-    _logarithmic(axes)
-    axes.xaxis.set_major_formatter(THOUSANDS)
-    axes.set_xlim(0, most)
-    axes.set_xlabel("sessions held already")
-    axes.set_ylabel("time to open one more, ms (less is better)")
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    _tidy(axes)
-    return canvas
+        lines[name] = [(most * (at + 1) / len(points), point) for at, point in enumerate(points)]
+    x = linear("sessions held already", rounded(most))
+    times = [value for line in lines.values() for _, value in line]
+    y = logarithmic("time to open one more, ms (less is better)", times, least=LATENCIES[0], most=LATENCIES[1])
+    panel = _single(f"Opening one session after the other, up to {most:,}, all of them held", x, y)
+    _lines(panel, lines, results)
+    return panel.drawing
+
+
+def _single(title: str, x: Axis, y: Axis) -> Panel:
+    """Return the panel of a chart that has one."""
+    return Panel(Drawing(MARGIN + PANEL + LEGEND, 400, title), MARGIN, 44, PANEL, 300, x, y)
+
+
+def _lines(panel: Panel, lines: dict[str, list[tuple[float, float]]], results: Results) -> None:
+    """Draw a panel with a line for each server, poold's on top, and say beside it which is which."""
+    panel.frame()
+    for name in sorted(lines, key=lambda name: name.startswith(POOLD)):
+        panel.line(lines[name], _look(name, results))
+    panel.drawing.legend(panel.left + panel.width + 16, panel.top + 20, ((name, _look(name, results)) for name in lines))
+
+
+def _latencies(results: Results, name: str) -> list[tuple[float, float]]:
+    """Return the points of a server's line: parts of the sessions, and milliseconds."""
+    runs = [run for run in results.open if (run.peer, run.rate) == (name, RATE)]
+    # Beyond this part of them there is less than one session: nothing to be seen there.
+    least = min(run.ended for run in runs)
+    points = dict(zip(QUANTILES, (Figure.of(values) for values in zip(*(run.quantiles for run in runs), strict=True)), strict=True))
+    return [(part, point.median * 1e3) for part in DRAWN if (point := points[part]) is not None and part * least < least - 1]
 
 
 def _by_service(results: Results, names: Sequence[str]) -> dict[str, list[str]]:
@@ -161,29 +160,16 @@ def _by_service(results: Results, names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _nines(part: float) -> float:
-    return -math.log10(1 - part)
+    """Return a part's place on an axis that ends with the last one drawn and has as much room for 90 to 99 % as for 0 to 90 %."""
+    return math.log(1 - part) / math.log(1 - DRAWN[-1])
 
 
-def _look(name: str, results: Results) -> dict[str, Any]:
+def _look(name: str, results: Results) -> Look:
     """Return how a server's line is drawn; the same in every chart of a run."""
     service = results.peers[name]["service"]
     ours = [peer for peer in results.peers if peer.startswith(POOLD) and results.peers[peer]["service"] == service]
     others = [peer for peer in results.peers if not peer.startswith(POOLD) and results.peers[peer]["service"] == service]
     if name in ours:
-        return {"color": WARM[ours.index(name) % len(WARM)], "linewidth": 2.6, "zorder": 3}
+        return Look(WARM[ours.index(name) % len(WARM)], 2.6)
     at = others.index(name)
-    return {"color": COOL[at % len(COOL)], "linestyle": STYLES[at % len(STYLES)], "linewidth": 1.3, "zorder": 2}
-
-
-def _logarithmic(axes: Axes) -> None:
-    """Make the y axis logarithmic, with its numbers written out: 0.5, 1, 2, 5, 10."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True, which="major", alpha=0.25)
-    axes.set_axisbelow(True)
+    return Look(COOL[at % len(COOL)], 1.3, DASHES[at % len(DASHES)])
