@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support import Daemon, children_of, stat_fields
+from tests.procfs import children_of, stat_fields
+from tests.support import Daemon
 
 PR_SET_CHILD_SUBREAPER = 36
 

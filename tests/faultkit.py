@@ -1,12 +1,12 @@
 """Bends the system around a poold that runs: system calls that fail or dawdle, limits, streams that nobody reads.
 
-All from outside: a tracer, the kernel's own limits, signals. Nothing in poold knows of it.
+All from outside: a tracer, the kernel's own limits, signals, a handler that means harm. Nothing in poold knows of it.
 """
 
 import contextlib
+import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import time
@@ -16,27 +16,9 @@ from typing import Any
 
 import pytest
 
-from poold.mold import prefault
-from tests.support import DEADLINE, Daemon, children_of, eventually, open_files, signal_masks, stat_fields, title
-
-Poold = Callable[..., Daemon]
-
-needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this")
-
-
-def rings_are_allowed() -> bool:
-    """Say whether this machine lets a process pin pages (Linux 5.18, and nothing that forbids io_uring)."""
-    ring = prefault.open_ring()
-    if ring >= 0:
-        os.close(ring)
-    return ring >= 0
-
-
-needs_rings = pytest.mark.skipif(not rings_are_allowed(), reason="no process may have an io_uring here")
-
-# The C library keeps two signals for itself and its posix_spawn() leaves them ignored: they are nobody else's business.
-ORDINARY = sum(1 << (number - 1) for number in signal.valid_signals())
+from tests.procfs import children_of, status_fields, take_orphans
+from tests.support import Client, Daemon, Poold
+from tests.waiting import DEADLINE, eventually
 
 
 class Tracer:
@@ -82,88 +64,7 @@ def traced(folder: Path, pid: int, *expressions: str, follow: bool = False) -> I
 
 
 def _tracer_of(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("TracerPid")))
-
-
-def state(pid: int) -> str:
-    """Return a process's state letter (proc(5)), "" when it is gone."""
-    fields = stat_fields(pid)
-    return fields[0] if fields else ""
-
-
-def has_state(pid: int, letters: str) -> None:
-    """Wait until a process is in one of these states."""
-    eventually(lambda: state(pid) in letters.split(), f"{pid} is {letters}")
-
-
-@contextlib.contextmanager
-def frozen(pid: int) -> Iterator[None]:
-    """Keep a process stopped."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        has_state(pid, "T Z")
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
-def titled(daemon: Daemon, what: str) -> list[int]:
-    """Return the pids of the master's living children whose title begins so: "mold", "exporter", "spare", "cases"."""
-    found = []
-    for pid in children_of(daemon.pid):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if title(pid).startswith(f"poold: {what}"):
-                found.append(pid)
-    return found
-
-
-def mold_of(daemon: Daemon) -> int:
-    """Return the mold's pid."""
-    return eventually(lambda: titled(daemon, "mold"), "a mold")[0]
-
-
-def exporter_of(daemon: Daemon) -> int:
-    """Return the exporter's pid."""
-    return eventually(lambda: titled(daemon, "exporter"), "an exporter")[0]
-
-
-def spares_of(daemon: Daemon, count: int) -> list[int]:
-    """Return the pids of the spares, when there are so many."""
-    daemon.metric("poold_children", count, kind="worker", state="spare")
-    return eventually(lambda: pids if len(pids := titled(daemon, "spare")) == count else [], f"{count} spares")
-
-
-def zombies_of(pid: int) -> list[int]:
-    """Return the pids of a process's dead children that it has not waited for."""
-    return [child for child in children_of(pid) if state(child) == "Z"]
-
-
-def gone(pid: int) -> bool:
-    """Say whether a process has ended and has been waited for."""
-    return stat_fields(pid) is None
-
-
-def has_gone(pid: int) -> None:
-    """Wait until a process has ended and has been waited for."""
-    eventually(lambda: gone(pid), f"{pid} is gone")
-
-
-def held(pid: int) -> set[int]:
-    """Return the numbers of the descriptors that a process keeps: not those through which it looks at /proc just now."""
-    return {fd for fd, file in open_files(pid).items() if not file.startswith("/proc/")}
-
-
-def dispositions(pid: int) -> dict[str, int]:
-    """Return the signal masks of a process, for the signals that programs may use."""
-    return {name: mask & ORDINARY for name, mask in signal_masks(pid).items()}
-
-
-def ticks(pid: int) -> int:
-    """Return how many clock ticks of CPU time a process has used."""
-    fields = stat_fields(pid)
-    assert fields is not None
-    return int(fields[11]) + int(fields[12])
+    return int(status_fields(pid)["TracerPid"])
 
 
 def mischievous(poold: Poold, *words: str, options: Mapping[str, Any] | None = None) -> Daemon:
@@ -177,6 +78,18 @@ def mischievous(poold: Poold, *words: str, options: Mapping[str, Any] | None = N
 def mishap(daemon: Daemon, name: str) -> None:
     """Let something go wrong once in a daemon's mold: "die-young" ends the next clone at its first breath."""
     (daemon.folder / f"{name}-{time.monotonic_ns()}").touch()
+
+
+def execute(client: Client, code: str) -> None:
+    """Have a session of `attacker` execute this."""
+    client.send(json.dumps(code).encode() + b"\n")
+
+
+def said(client: Client, code: str) -> list[Any]:
+    """Have a session of `attacker` execute this, and return what it says."""
+    execute(client, code)
+    words: list[Any] = json.loads(client.line())
+    return words
 
 
 def forgive(daemon: Daemon, event: str) -> None:
@@ -273,6 +186,42 @@ def terminated(daemon: Daemon) -> int:
     """Stop a daemon that is our own child, without a look at its log, and return the exit status."""
     os.kill(daemon.pid, signal.SIGTERM)
     return daemon.wait()
+
+
+@contextlib.contextmanager
+def orphaned(daemon: Daemon) -> Iterator[None]:
+    """Kill the master at the end of the block, and let nothing be left a moment after it."""
+    before = children_of(os.getpid())
+    try:
+        yield
+    finally:
+        take_orphans(before)
+        daemon.control.unlink(missing_ok=True)
+
+
+def murder(daemon: Daemon) -> None:
+    """Kill the master."""
+    os.kill(daemon.pid, signal.SIGKILL)
+    daemon.wait()
+
+
+@contextlib.contextmanager
+def at_the_gate(gate: Path) -> Iterator[None]:
+    """Keep the handler's import waiting meanwhile, from when it has come there."""
+
+    def arrived() -> int:
+        try:
+            return os.open(gate, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            # Nobody reads.
+            return 0
+
+    fd = eventually(arrived, "an import at the gate")
+    gate.unlink()
+    try:
+        yield
+    finally:
+        os.close(fd)
 
 
 class Pipe:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from tests.support import descendants, stat_fields, title
+from tests.procfs import descendants, stat_fields, title
 
 
 class Holder(StrEnum):

@@ -13,19 +13,17 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from prometheus_client.parser import text_string_to_metric_families
+from tests.laws import LawKeeper, Metrics
+from tests.procfs import children_of, descendants, take_orphans
+from tests.waiting import DEADLINE, eventually
 
-DEADLINE = 30.0
 HANDLERS = Path(__file__).parent / "handlers"
-T = TypeVar("T")
 
 # Puts passed sockets on 3, 4, … and becomes poold, as a service manager does; LISTEN_PID is the pid that exec keeps. What a test
 # wants to be true of the process before (a signal ignored, a limit) is its prelude.
@@ -40,18 +38,6 @@ if high:
 exec(sys.argv[2])
 os.execv(sys.argv[3], sys.argv[3:])
 """
-
-
-def eventually(check: Callable[[], T], what: str = "", *, seconds: float = DEADLINE) -> T:
-    """Return the first true answer of `check`; fail when there is none in time."""
-    end = time.monotonic() + seconds
-    pause, delay = threading.Event(), 0.002
-    while not (answer := check()):
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {seconds} s: {what or check}; last answer: {answer!r}")
-        pause.wait(delay)
-        delay = min(delay * 1.5, 0.1)
-    return answer
 
 
 class NotifySocket:
@@ -75,88 +61,6 @@ class NotifySocket:
     def close(self) -> None:
         self.socket.close()
         self.path.unlink()
-
-
-class Metrics(dict[str, float]):
-    """One scrape: sample name with its labels, as exposed, to value."""
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        found = cls()
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
-                found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
-        return found
-
-    def total(self, name: str, **labels: str) -> float:
-        """Sum the samples of a name whose labels include these."""
-        wanted = [f"{key}={value}" for key, value in labels.items()]
-        return sum(
-            value
-            for sample, value in self.items()
-            if sample.partition("{")[0] == name and all(part in sample.partition("{")[2].rstrip("}").split(",") for part in wanted)
-        )
-
-
-def broken_laws(now: Metrics, before: Metrics | None) -> list[str]:
-    """Return what a scrape violates of the laws that hold in every scrape."""
-    broken = []
-    accepted, refused = now.total("poold_connections_accepted_total"), now.total("poold_connections_refused_total")
-    active, ended = now["poold_sessions_active"], now.total("poold_sessions_ended_total")
-    if accepted != refused + active + ended:
-        broken.append(f"accepted {accepted} != refused {refused} + active {active} + ended {ended}")
-    for kind in ("worker", "mold", "exporter", "trial", "logger"):
-        spawned = now.total("poold_children_spawned_total", kind=kind)
-        living, reaped = now.total("poold_children", kind=kind), now.total("poold_children_reaped_total", kind=kind)
-        if spawned != living + reaped:
-            broken.append(f"{kind}: spawned {spawned} != living {living} + reaped {reaped}")
-    workers, cap = now.total("poold_children", kind="worker"), now["poold_children_max"]
-    if workers > cap and (before is None or workers > before.total("poold_children", kind="worker")):
-        broken.append(f"{workers} workers over a cap of {cap}")
-    if not 0 <= now["poold_children_active"] <= active:
-        broken.append(f"children_active {now['poold_children_active']} of {active} sessions")
-    if now.total("poold_children_failed_total") > now.total("poold_children_reaped_total"):
-        broken.append("more failed than reaped")
-    return broken + fallen(now, before or Metrics())
-
-
-def fallen(now: Metrics, before: Metrics) -> list[str]:
-    """Return the counters that are less than they were."""
-    return [
-        f"{sample} fell from {value} to {now.get(sample)}"
-        for sample, value in before.items()
-        if sample.partition("{")[0].endswith(("_total", "_count", "_bucket", "_sum")) and now.get(sample, 0.0) < value
-    ]
-
-
-class LawKeeper:
-    """Scrapes all the time in a thread, and remembers every law it saw broken."""
-
-    def __init__(self, fetch: Callable[[], Metrics], per_second: float) -> None:
-        self._fetch = fetch
-        self._pause = 1 / per_second
-        self._stop = threading.Event()
-        self.scrapes = 0
-        self.broken: list[str] = []
-        self._thread = threading.Thread(target=self._keep, daemon=True)
-        self._thread.start()
-
-    def _keep(self) -> None:
-        before = None
-        while not self._stop.wait(self._pause):
-            try:
-                now = self._fetch()
-            except (OSError, http.client.HTTPException):
-                # The daemon is gone, or its exporter is being replaced: the test itself says whether it may be.
-                continue
-            self.scrapes += 1
-            self.broken += broken_laws(now, before)
-            before = now
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join(DEADLINE)
 
 
 class Client:
@@ -251,6 +155,12 @@ class Daemon:
         if "[[listener]]" not in settings:
             text += '[[listener]]\naddress = "systemd://main"\nname = "main"\n'
         self.config.write_text(text + settings)
+
+    def let_others_in(self) -> None:
+        """Let every user come to its folder and read there."""
+        for folder in (self.folder, *self.folder.parents):
+            if folder.stat().st_mode & 0o077 == 0:
+                folder.chmod(0o755)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -440,6 +350,10 @@ class Daemon:
         return wrong
 
 
+# What the `poold` fixture is: it makes a daemon, which the test starts.
+Poold = Callable[..., Daemon]
+
+
 def toml(value: Any) -> str:
     """Write a TOML value."""
     if isinstance(value, dict):
@@ -460,92 +374,3 @@ def free_port() -> int:
         if port not in _given:
             _given.add(port)
             return port
-
-
-def stat_fields(pid: int) -> list[str] | None:
-    """Return /proc/PID/stat from the state on, None when there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-
-
-def processes() -> Iterable[int]:
-    """Return every pid."""
-    return (int(name) for name in os.listdir("/proc") if name.isdigit())
-
-
-def children_of(pid: int) -> list[int]:
-    """Return the pids of a process's children, zombies included."""
-    return [child for child in processes() if (fields := stat_fields(child)) is not None and int(fields[1]) == pid]
-
-
-def descendants(pid: int) -> list[int]:
-    """Return the pids of a process's children, and of theirs."""
-    children: dict[int, list[int]] = {}
-    for process in processes():
-        if (fields := stat_fields(process)) is not None:
-            children.setdefault(int(fields[1]), []).append(process)
-    found = list(children.get(pid, []))
-    for child in found:
-        # The list grows while it is gone through.
-        found += children.get(child, [])
-    return found
-
-
-def take_orphans(before: Iterable[int]) -> None:
-    """Wait for the ends of all that has fallen to this process, and take their exits; what was there before is somebody else's."""
-    known, mine = set(before), os.getpid()
-
-    def left() -> list[int]:
-        return [pid for pid in children_of(mine) if pid not in known]
-
-    def none_left() -> bool:
-        pids = left()
-        for pid in pids:
-            os.waitpid(pid, os.WNOHANG)
-        return not pids
-
-    try:
-        eventually(none_left, "the end of what a master left behind")
-    except AssertionError as error:
-        raise AssertionError("\n".join([str(error), *map(portrait, left())])) from error
-
-
-def portrait(pid: int) -> str:
-    """Return what /proc knows of a process that should not be there."""
-    lines = [f"--- process {pid}"]
-    for name in ("cmdline", "wchan", "syscall", "stack", "status"):
-        try:
-            lines.append(f"{name}: {Path(f'/proc/{pid}/{name}').read_bytes().replace(bytes(1), b' ').decode(errors='replace')}")
-        except OSError as error:
-            lines.append(f"{name}: {error.strerror}")
-    with contextlib.suppress(OSError):
-        lines += [f"{fd}: {file}" for fd, file in open_files(pid).items()]
-    return "\n".join(lines)
-
-
-def alive(pid: int) -> bool:
-    """Say whether a process is there and not a zombie."""
-    fields = stat_fields(pid)
-    return fields is not None and fields[0] != "Z"
-
-
-def title(pid: int) -> str:
-    """Return a process's title as ps shows it."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode()
-
-
-def open_files(pid: int) -> dict[int, str]:
-    """Return a process's descriptors and what they are."""
-    found = {}
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
-    return found
-
-
-def signal_masks(pid: int) -> dict[str, int]:
-    """Return the signal masks of a process: SigBlk, SigIgn, SigCgt."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {line.split(":")[0]: int(line.split()[1], 16) for line in lines if line.startswith(("SigBlk", "SigIgn", "SigCgt"))}

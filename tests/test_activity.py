@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import struct
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,17 +13,18 @@ from hypothesis import strategies as st
 from poold.master.pool.activity import SILENT, understand
 from poold.pages import ACTIVITY, ACTIVITY_SEALS, PAGE, Activity
 from poold.scoreboard import keep_size, shared_memory
-from tests.support import Client, Daemon, eventually
+from tests.faultkit import said
+from tests.support import Client, Daemon, Poold
 from tests.upgradekit import upgrade
+from tests.waiting import eventually
 
-Poold = Callable[..., Daemon]
 ATTACKER = {"server.handler": "attacker:serve", "pool.min_spare": 2}
 
 
 def attack(client: Client, code: str) -> Any:
     """Have a session execute this, and return what it says."""
-    said = json.loads(client.ask(json.dumps(code)))
-    return said[0] if len(said) == 1 else said
+    words = said(client, code)
+    return words[0] if len(words) == 1 else words
 
 
 def statuses(daemon: Daemon) -> list[str]:

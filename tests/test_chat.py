@@ -29,8 +29,10 @@ from poold.handlers.chat import check_options
 from poold.handlers.chat.hall import hall_name
 from poold.handlers.chat.options import NUMBERS
 from poold.handlers.chat.text import Backlog, Bucket, LineSplitter, clean, common_form, decode, encode, fit, key, name_problem
+from tests.procfs import status_fields
 from tests.support import Client as WireClient
-from tests.support import Daemon, eventually
+from tests.support import Daemon
+from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[1]
 DEADLINE = 30.0
@@ -667,8 +669,7 @@ def test_five_megabytes_without_newline(chat: Chat) -> None:
 
 def peak_memory(client: Client) -> int:
     """Return the most memory a session has used, in KiB."""
-    status = Path(f"/proc/{client.process.pid}/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")))
+    return int(status_fields(client.process.pid)["VmHWM"].split()[0])
 
 
 def test_a_flood_is_cut_off(chat: Chat) -> None:

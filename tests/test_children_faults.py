@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from typing import Any
 import pytest
 
 from poold.channel import Outcome, Word, report
-from tests.support import Client, Daemon, alive, children_of, eventually
-from tests.wirekit import freeze, frozen, gone, handed_over, port_of, shows, spares, state, stays
-
-Poold = Callable[..., Daemon]
+from tests.childkit import handed_over, spares_of
+from tests.procfs import alive, children_of, freeze, frozen, gone, shows, state
+from tests.support import Client, Poold
+from tests.waiting import eventually, stays
+from tests.wirekit import port_of
 
 ONE_SPARE = {"pool.min_spare": 1, "pool.max_spare": 1}
 FATAL = ("SEGV", "ABRT", "BUS", "ILL", "FPE", "SYS", "TRAP", "KILL", "TERM", "INT", "HUP", "QUIT", "ALRM", "USR1")
@@ -254,10 +254,10 @@ def test_term_to_the_last_moment(poold: Poold) -> None:
 def test_stopped_children_do_not_hold_up_a_stop(poold: Poold) -> None:
     """Spares, session and mold that are stopped by a signal are killed in the end, and the master ends with 0."""
     daemon = poold(options={"pool.min_spare": 2, "timeouts.kill": 0.2}).start()
-    spares(daemon, 2)
+    spares_of(daemon, 2)
     with daemon.connect() as client:
         client.ask("pid")
-        spares(daemon, 2)
+        spares_of(daemon, 2)
         for pid in children_of(daemon.master):
             freeze(pid)
         assert daemon.stop() == 0
@@ -273,12 +273,12 @@ def test_births_slow_down(poold: Poold, folder: Path) -> None:
     daemon = poold(options=restless(folder)).start()
     for _ in range(2):
         mark = daemon.mark()
-        (spare,) = spares(daemon, 1)
+        (spare,) = spares_of(daemon, 1)
         (folder / "mood").write_text("exit 7")
         os.kill(spare, signal.SIGKILL)
         eventually(lambda mark=mark: len(daemon.events("child_failed", after=mark, reason="stillborn")) >= 4, "four stillbirths")
         (folder / "mood").unlink()
-        spares(daemon, 1)
+        spares_of(daemon, 1)
         (warning,) = daemon.events("spawn_failed", after=mark)
         assert warning["retry_seconds"] == 0.05
         deaths = daemon.events("child_failed", after=mark, reason="stillborn")
@@ -297,26 +297,26 @@ def test_births_slow_down(poold: Poold, folder: Path) -> None:
 def test_stillborn_by_its_import(poold: Poold, folder: Path, mood: str, status: int | None) -> None:
     """A worker that ends during its own import is stillborn whatever its exit status, and is replaced when it can be."""
     daemon = poold(options=restless(folder)).start()
-    (spare,) = spares(daemon, 1)
+    (spare,) = spares_of(daemon, 1)
     (folder / "mood").write_text(mood)
     with daemon.connect() as client:
         assert int(client.ask("pid")) == spare
         failed = daemon.event("child_failed", reason="stillborn")
         assert status in (None, failed["status"])
         (folder / "mood").unlink()
-    spares(daemon, 1)
+    spares_of(daemon, 1)
     daemon.metric("poold_sessions_ended_total", 1, cause="ok")
 
 
 def test_import_that_fails_later(poold: Poold, folder: Path) -> None:
     """A handler whose import fails in a worker is its author's fault, and is logged as that, with its traceback."""
     daemon = poold(options=restless(folder)).start()
-    (spare,) = spares(daemon, 1)
+    (spare,) = spares_of(daemon, 1)
     (folder / "mood").write_text("raise")
     os.kill(spare, signal.SIGKILL)
     daemon.event("child_failed", reason="stillborn")
     (folder / "mood").unlink()
-    spares(daemon, 1)
+    spares_of(daemon, 1)
     failed = daemon.event("handler_import_failed")
     assert failed["reason"] == "RuntimeError: not in the mood"
     assert "Traceback" in failed["traceback"]
@@ -351,12 +351,12 @@ def test_client_of_stillbirths_gets_an_end(poold: Poold, folder: Path) -> None:
 def test_death_before_its_first_word(poold: Poold, folder: Path) -> None:
     """A worker that dies before it has said a word was spawned, reaped and stillborn all the same, and no row is left of it."""
     daemon = poold(options=hooked(folder)).start()
-    (spare,) = spares(daemon, 1)
+    (spare,) = spares_of(daemon, 1)
     (folder / "child").write_text("exit")
     os.kill(spare, signal.SIGKILL)
     eventually(lambda: len(daemon.events("child_failed", reason="stillborn", status=7)) >= 3, "three stillbirths")
     (folder / "child").unlink()
-    spares(daemon, 1)
+    spares_of(daemon, 1)
     metrics = daemon.metrics()
     stillborn = metrics.total("poold_children_failed_total", reason="stillborn")
     assert stillborn >= 3
@@ -370,14 +370,14 @@ def test_hang_during_its_import(poold: Poold, folder: Path) -> None:
     """A worker that is not ready within the deadline is killed, counted as stillborn and replaced."""
     # A worker's import has as much time as a mold's, which must be able to start.
     daemon = poold(options=restless(folder, **{"timeouts.import": 1.5, "timeouts.startup": 0.1})).start()
-    (spare,) = spares(daemon, 1)
+    (spare,) = spares_of(daemon, 1)
     (folder / "mood").write_text("hang")
     os.kill(spare, signal.SIGKILL)
     hung = daemon.event("worker_not_ready")["pid"]
     failed = daemon.event("child_failed", pid=hung)
     assert (failed["reason"], failed["status"]) == ("stillborn", -signal.SIGKILL)
     assert failed["seconds"] >= 1.6
-    spares(daemon, 1)
+    spares_of(daemon, 1)
     assert gone(hung)
     daemon.metric("poold_children_failed_total", 1, reason="stillborn")
 
@@ -385,7 +385,7 @@ def test_hang_during_its_import(poold: Poold, folder: Path) -> None:
 def test_hang_before_its_first_word(poold: Poold, folder: Path) -> None:
     """A worker that a hook of some library hangs right after the clone is found, killed and counted as stillborn too."""
     daemon = poold(options=hooked(folder, **{"timeouts.startup": 1.0})).start()
-    (spare,) = spares(daemon, 1)
+    (spare,) = spares_of(daemon, 1)
     mold = daemon.event("mold_started")["pid"]
     (folder / "child").write_text("hang")
     os.kill(spare, signal.SIGKILL)
@@ -400,7 +400,7 @@ def test_hang_before_its_first_word(poold: Poold, folder: Path) -> None:
     finally:
         for pid in hung & newborn():
             os.kill(pid, signal.SIGKILL)
-    spares(daemon, 1)
+    spares_of(daemon, 1)
     metrics = daemon.metrics()
     assert metrics.total("poold_children_failed_total", reason="stillborn") == len(hung) == 1
     assert metrics.total("poold_unknown_children_reaped_total") == 0
@@ -413,12 +413,12 @@ def test_hang_before_its_first_word(poold: Poold, folder: Path) -> None:
 def test_spare_killed_while_idle(poold: Poold, number: int) -> None:
     """A spare that a signal ends while it waits counts as failed by signal, and is replaced."""
     daemon = poold(options=ONE_SPARE).start()
-    (spare,) = spares(daemon, 1)
+    (spare,) = spares_of(daemon, 1)
     os.kill(spare, number)
     failed = daemon.event("child_failed", pid=spare)
     assert (failed["reason"], failed["status"]) == ("signal", -number)
     assert "session" not in failed
-    (successor,) = spares(daemon, 1)
+    (successor,) = spares_of(daemon, 1)
     with daemon.connect() as client:
         assert int(client.ask("pid")) == successor
     daemon.metric("poold_sessions_ended_total", 1, cause="ok")
@@ -428,10 +428,10 @@ def test_spare_killed_while_idle(poold: Poold, number: int) -> None:
 def test_spare_that_leaves(poold: Poold, folder: Path, words: str, status: int | None) -> None:
     """A spare that exits or closes its channel while it waits is replaced, and the next client does not notice."""
     daemon = poold(options=restless(folder)).start()
-    (spare,) = spares(daemon, 1)
+    (spare,) = spares_of(daemon, 1)
     order(folder, spare, words)
     eventually(lambda: gone(spare), "its end")
-    (successor,) = spares(daemon, 1)
+    (successor,) = spares_of(daemon, 1)
     with daemon.connect() as client:
         assert int(client.ask("pid")) == successor
     daemon.metric("poold_sessions_ended_total", 1, cause="ok")
@@ -446,7 +446,7 @@ def test_spare_that_leaves(poold: Poold, folder: Path, words: str, status: int |
 def test_spare_killed_while_the_master_sees_nothing(poold: Poold) -> None:
     """A client that comes at the same moment as the death of the only spare is served by another worker."""
     daemon = poold(options=ONE_SPARE).start()
-    (spare,) = spares(daemon, 1)
+    (spare,) = spares_of(daemon, 1)
     with frozen(daemon.master):
         os.kill(spare, signal.SIGKILL)
         eventually(lambda: state(spare) == "Z", "its death")
@@ -464,7 +464,7 @@ def test_spare_killed_while_the_master_sees_nothing(poold: Poold) -> None:
 def test_spare_killed_before_it_acknowledges(poold: Poold) -> None:
     """A client whose worker dies between the hand-over and the acknowledgement is served by another, and was accepted once."""
     daemon = poold(options=ONE_SPARE).start()
-    (spare,) = spares(daemon, 1)
+    (spare,) = spares_of(daemon, 1)
     with frozen(spare), daemon.connect() as client:
         client.send(b"pid\n")
         handed_over(daemon)
@@ -483,10 +483,10 @@ def test_spare_killed_before_it_acknowledges(poold: Poold) -> None:
 def test_two_deaths_lose_a_session(poold: Poold) -> None:
     """A session that two workers died over before they acknowledged it is given up as `lost`; the next client is served."""
     daemon = poold(options=ONE_SPARE).start()
-    (first,) = spares(daemon, 1)
+    (first,) = spares_of(daemon, 1)
     with frozen(first), daemon.connect() as client:
         handed_over(daemon)
-        (second,) = spares(daemon, 1, but=[first])
+        (second,) = spares_of(daemon, 1, but=[first])
         with frozen(second):
             os.kill(first, signal.SIGKILL)
             eventually(lambda: gone(first), "the end of the first")
@@ -503,7 +503,7 @@ def test_two_deaths_lose_a_session(poold: Poold) -> None:
 def test_session_that_was_served_is_not_served_twice(poold: Poold) -> None:
     """A worker that acknowledged and died before the master could read it ends its session: nobody serves it again."""
     daemon = poold(options=ONE_SPARE).start()
-    (spare,) = spares(daemon, 1)
+    (spare,) = spares_of(daemon, 1)
     freeze(spare)
     with daemon.connect() as client:
         handed_over(daemon)
@@ -522,7 +522,7 @@ def test_session_that_was_served_is_not_served_twice(poold: Poold) -> None:
 def test_master_that_was_stopped_blames_nobody(poold: Poold) -> None:
     """An acknowledgement that lay unread while the master was stopped is in time, however long that was."""
     daemon = poold(options=ONE_SPARE).start()
-    (spare,) = spares(daemon, 1)
+    (spare,) = spares_of(daemon, 1)
     freeze(spare)
     with daemon.connect() as client:
         handed_over(daemon)
@@ -540,7 +540,7 @@ def test_master_that_was_stopped_blames_nobody(poold: Poold) -> None:
 def test_spare_without_room_for_a_descriptor(poold: Poold) -> None:
     """A spare at its limit of open files says that the connection did not reach it, and another worker serves the client."""
     daemon = poold(options=ONE_SPARE).start()
-    (spare,) = spares(daemon, 1)
+    (spare,) = spares_of(daemon, 1)
     resource.prlimit(spare, resource.RLIMIT_NOFILE, (3, 3))
     with daemon.connect() as client:
         assert int(client.ask("pid")) != spare
@@ -554,13 +554,13 @@ def test_spare_without_room_for_a_descriptor(poold: Poold) -> None:
 def test_refusal_is_no_death(poold: Poold) -> None:
     """A session that one worker could not receive and another died over has lost one worker, not two: a third one serves it."""
     daemon = poold(options=ONE_SPARE).start()
-    (first,) = spares(daemon, 1)
+    (first,) = spares_of(daemon, 1)
     resource.prlimit(first, resource.RLIMIT_NOFILE, (3, 3))
     freeze(first)
     with daemon.connect() as client:
         client.send(b"pid\n")
         handed_over(daemon)
-        (second,) = spares(daemon, 1, but=[first])
+        (second,) = spares_of(daemon, 1, but=[first])
         with frozen(second):
             os.kill(first, signal.SIGCONT)
             daemon.event("handover_refused", pid=first)
@@ -574,7 +574,7 @@ def test_refusal_is_no_death(poold: Poold) -> None:
 def test_refusals_without_end_are_no_storm_of_births(poold: Poold, folder: Path) -> None:
     """When no worker can receive a connection, workers are not made and killed as fast as the machine can."""
     daemon = poold(options=hooked(folder, **{"timeouts.startup": 1.0})).start()
-    (spare,) = spares(daemon, 1)
+    (spare,) = spares_of(daemon, 1)
     (folder / "child").write_text("full")
     resource.prlimit(spare, resource.RLIMIT_NOFILE, (3, 3))
     before = daemon.metrics().total("poold_children_spawned_total", kind="worker")
@@ -589,7 +589,7 @@ def test_refusals_without_end_are_no_storm_of_births(poold: Poold, folder: Path)
 def test_silent_spare(poold: Poold) -> None:
     """A worker that does not acknowledge within two seconds is killed as `timeout`, and its session goes to another one."""
     daemon = poold(options=ONE_SPARE).start()
-    (spare,) = spares(daemon, 1)
+    (spare,) = spares_of(daemon, 1)
     with frozen(spare), daemon.connect() as client:
         started = time.monotonic()
         served_by = int(client.ask("pid"))
@@ -605,7 +605,7 @@ def test_silent_spare(poold: Poold) -> None:
 def test_silence_until_the_startup_deadline(poold: Poold) -> None:
     """A client that has waited for timeouts.startup gets an end, also when its session is with a silent worker."""
     daemon = poold(options={**ONE_SPARE, "timeouts.startup": 0.7}).start()
-    (spare,) = spares(daemon, 1)
+    (spare,) = spares_of(daemon, 1)
     with frozen(spare), daemon.connect() as client:
         handed_over(daemon)
         assert client.rest() == b""
@@ -694,13 +694,13 @@ def test_flood_of_words(poold: Poold) -> None:
 def test_descriptors_from_a_worker_are_not_taken(poold: Poold) -> None:
     """Descriptors that a worker sends along never arrive in the master."""
     daemon = poold(options={**FOREVER, **ONE_SPARE}).start()
-    spares(daemon, 1)
+    spares_of(daemon, 1)
     before = len(os.listdir(f"/proc/{daemon.master}/fd"))
     with daemon.connect() as liar:
         liar.send(f"tell_rights {report(Word.DONE, 0, 99).hex()}\n".encode())
         liar.rest()
     daemon.metric("poold_sessions_ended_total", 1, cause="lost")
-    spares(daemon, 1)
+    spares_of(daemon, 1)
     eventually(lambda: len(os.listdir(f"/proc/{daemon.master}/fd")) == before, "the baseline of descriptors")
 
 
@@ -709,7 +709,7 @@ def test_worker_that_says_it_is_done(poold: Poold) -> None:
     daemon = poold(options={**FOREVER, **ONE_SPARE}).start()
     with daemon.connect() as liar:
         facts = json.loads(liar.ask("facts"))
-        spares(daemon, 1)
+        spares_of(daemon, 1)
         tell(liar, report(Word.DONE, facts["id"], Outcome.OK))
         assert liar.line() == "told"
         daemon.metric("poold_sessions_ended_total", 1, cause="ok")
@@ -741,11 +741,11 @@ def test_handler_that_closes_every_descriptor(poold: Poold) -> None:
 def test_spare_that_talks_nonsense(poold: Poold, folder: Path, message: bytes) -> None:
     """A spare that says what cannot be true is ended and replaced before a client is given to it."""
     daemon = poold(options=restless(folder)).start()
-    (spare,) = spares(daemon, 1)
+    (spare,) = spares_of(daemon, 1)
     order(folder, spare, f"tell {message.hex()}")
     assert daemon.event("protocol_error", pid=spare)
     eventually(lambda: gone(spare), "its end")
-    (successor,) = spares(daemon, 1)
+    (successor,) = spares_of(daemon, 1)
     with daemon.connect() as client:
         assert int(client.ask("pid")) == successor
     daemon.metric("poold_children_failed_total", 1, reason="exit")
@@ -757,14 +757,14 @@ def test_mold_that_talks_nonsense(poold: Poold, folder: Path) -> None:
     daemon = poold(options=hooked(folder)).start()
     with daemon.connect() as bystander:
         assert bystander.ask("echo before") == "before"
-        spares(daemon, 1)
+        spares_of(daemon, 1)
         (folder / "parent").write_text("tell")
         with daemon.connect() as client:
             assert client.ask("echo next") == "next"
             mold = daemon.event("mold_started")["pid"]
             assert daemon.event("protocol_error", pid=mold)
             (folder / "parent").unlink()
-            spares(daemon, 1)
+            spares_of(daemon, 1)
             assert gone(mold)
         assert bystander.ask("echo after") == "after"
     daemon.metric("poold_sessions_ended_total", 2, cause="ok")

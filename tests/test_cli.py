@@ -7,15 +7,15 @@ import socket
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import poold as package
-from tests.support import Client, Daemon, Metrics, eventually
+from tests.laws import Metrics
+from tests.support import Client, Poold
+from tests.waiting import eventually
 
-Poold = Callable[..., Daemon]
 ROOT = Path(__file__).parent.parent
 
 

@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,11 +24,11 @@ from poold.master.engine.loop import Loop
 from poold.master.engine.signals import Inbox
 from poold.master.outside import control
 from poold.master.outside.control import Answer, Control, Reply
-from tests.support import DEADLINE, Client, Daemon, eventually, open_files
-from tests.test_paths import at_the_gate
-
-Poold = Callable[..., Daemon]
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="changing users takes root")
+from tests.faultkit import at_the_gate
+from tests.needs import needs_root
+from tests.procfs import open_files
+from tests.support import Client, Poold
+from tests.waiting import DEADLINE, eventually
 
 VIEW = b'{"verb": "view"}\n'
 
@@ -453,14 +453,12 @@ def test_a_lost_socket_while_clients_are_left_alone(bench: Bench, monkeypatch: p
 # Who may ask.
 
 
-@root_only
+@needs_root
 @pytest.mark.parametrize("verb", ["view", "reload", "upgrade", "stop", "nothing"])
 def test_nobody_else_may_ask_for_anything(poold: Poold, verb: str) -> None:
     """Where the file's mode would let another user in, its credentials do not, whichever verb it asks for; nothing is read or done."""
     daemon = poold()
-    for folder in [daemon.folder, *daemon.folder.parents]:
-        if folder.stat().st_mode & 0o077 == 0:
-            folder.chmod(0o755)
+    daemon.let_others_in()
     daemon.start()
     daemon.control.chmod(0o666)
     probe = (

@@ -8,14 +8,13 @@ import sys
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support import DEADLINE, Daemon, eventually, free_port
+from tests.support import Poold, free_port
+from tests.waiting import DEADLINE, eventually
 
-Poold = Callable[..., Daemon]
 DEPLOY = Path(__file__).parent.parent / "deploy"
 UNITS = DEPLOY / "systemd"
 

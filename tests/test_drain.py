@@ -6,13 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 
-from tests.support import Client, Daemon, eventually, free_port
-
-Poold = Callable[..., Daemon]
+from tests.support import Client, Poold, free_port
+from tests.waiting import eventually
 
 
 def test_sessions_finish_by_themselves(poold: Poold) -> None:

@@ -24,20 +24,14 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.faultkit import exporter_of, mold_of, needs_root, pids_limit, spares_of
-from tests.support import DEADLINE, Client, Daemon, LawKeeper, alive, children_of, eventually, free_port, open_files
-from tests.wirekit import (
-    frozen,
-    gone,
-    inside,
-    port_of,
-    raw,
-    shows,
-    spares,
-    status,
-)
-
-Poold = Callable[..., Daemon]
+from tests.childkit import exporter_of, mold_of, spares_of
+from tests.faultkit import pids_limit
+from tests.laws import LawKeeper
+from tests.needs import needs_root
+from tests.procfs import alive, children_of, frozen, gone, open_files, shows
+from tests.support import Client, Daemon, Poold, free_port
+from tests.waiting import DEADLINE, eventually
+from tests.wirekit import inside, port_of, raw, status
 
 ONE_SPARE = {"pool.min_spare": 1, "pool.max_spare": 1}
 GET = b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -661,7 +655,7 @@ def test_figures_of_a_stopped_master(poold: Poold) -> None:
     with daemon.connect() as client:
         client.ask("pid")
         daemon.metric("poold_children_active", 1)
-        spares(daemon, 1)
+        spares_of(daemon, 1)
         assert daemon.get("/healthz") == 200
         with frozen(daemon.master):
             began = time.monotonic()

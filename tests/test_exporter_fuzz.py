@@ -5,7 +5,7 @@ import itertools
 import re
 import socket
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -15,10 +15,9 @@ from poold import scoreboard as board
 from poold.exporter.formats import Format, negotiated
 from poold.exporter.request import LINES_MAX, REQUEST_MAX, Refusal, Request, RequestReader
 from poold.exporter.site import hindrance
-from tests.support import DEADLINE, Daemon, eventually
+from tests.support import Poold
+from tests.waiting import DEADLINE, eventually
 from tests.wirekit import status
-
-Poold = Callable[..., Daemon]
 
 # What requests are made of, so that the unlikely is tried often.
 WORDS = (

@@ -16,7 +16,7 @@ from poold.exporter import reception
 from poold.exporter.answer import Answer, answer, told
 from poold.exporter.reception import CONNECTIONS_MAX, SCRAPES_MAX, Reception
 from poold.exporter.request import Request
-from tests.support import DEADLINE
+from tests.waiting import DEADLINE
 
 # More than the kernel takes of anybody.
 HUGE = answer(200, b"x" * (8 << 20))

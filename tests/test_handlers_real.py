@@ -7,15 +7,14 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support import Client, Daemon, eventually, signal_masks
-
-Poold = Callable[..., Daemon]
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="changing users takes root")
+from tests.needs import needs_root
+from tests.procfs import signal_masks, status_fields
+from tests.support import Client, Poold
+from tests.waiting import eventually
 
 
 def test_stream_request_handler(poold: Poold) -> None:
@@ -119,7 +118,7 @@ def test_command_that_vanished(poold: Poold, tmp_path: Path) -> None:
     assert daemon.metrics().total("poold_sessions_ended_total") == 1
 
 
-@root_only
+@needs_root
 def test_user_and_groups(poold: Poold) -> None:
     """Mold, workers and exporter run as the user that the settings name, with no way back, and the master stays root."""
     options = {
@@ -130,9 +129,7 @@ def test_user_and_groups(poold: Poold) -> None:
         "server.working_directory": "/tmp",
     }
     daemon = poold(options=options)
-    for folder in [daemon.folder, *daemon.folder.parents]:
-        if folder.stat().st_mode & 0o077 == 0:
-            folder.chmod(0o755)
+    daemon.let_others_in()
     daemon.start()
     uid, gid, users = 65534, 65534, 100
     with daemon.connect() as client:
@@ -148,17 +145,15 @@ def test_user_and_groups(poold: Poold) -> None:
     }
     for row in daemon.children():
         assert os.stat(f"/proc/{row['pid']}").st_uid in (uid, 0)
-        assert f"Uid:\t{uid}" in Path(f"/proc/{row['pid']}/status").read_text()
-    assert "Uid:\t0" in Path(f"/proc/{daemon.master}/status").read_text()
+        assert int(status_fields(row["pid"])["Uid"].split()[0]) == uid
+    assert status_fields(daemon.master)["Uid"].split()[0] == "0"
 
 
-@root_only
+@needs_root
 def test_another_user_cannot_reach_the_counters(poold: Poold) -> None:
     """A worker of another user cannot open the shared memories for writing, not even through /proc."""
     daemon = poold(options={"server.handler": "poold.handlers.echo:serve", "server.user": "nobody"})
-    for folder in [daemon.folder, *daemon.folder.parents]:
-        if folder.stat().st_mode & 0o077 == 0:
-            folder.chmod(0o755)
+    daemon.let_others_in()
     daemon.start()
     [exporter] = [row["pid"] for row in daemon.children("exporter")]
     probe = (

@@ -5,29 +5,13 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import poold as package
-from tests.support import Daemon, eventually, stat_fields
-
-Poold = Callable[..., Daemon]
-
-
-def spares_of(daemon: Daemon, count: int) -> list[int]:
-    """Return the pids of the spares, once there are so many."""
-
-    def check() -> list[int]:
-        found = [row["pid"] for row in daemon.children("worker") if row["state"] == "spare"]
-        return found if len(found) == count else []
-
-    return eventually(check, f"{count} spares")
-
-
-def state_of(pid: int) -> str:
-    """Return a process's state letter, "" when it has gone."""
-    fields = stat_fields(pid)
-    return fields[0] if fields else ""
+from tests.childkit import spares_of
+from tests.procfs import state
+from tests.support import Poold
+from tests.waiting import eventually
 
 
 def test_what_a_dead_worker_said_is_heard(poold: Poold) -> None:
@@ -41,7 +25,7 @@ def test_what_a_dead_worker_said_is_heard(poold: Poold) -> None:
         os.kill(spare, signal.SIGCONT)
         # The date has come; the end has not, because the master still holds its copy.
         assert client.line()
-        eventually(lambda: state_of(spare) == "Z", "the worker ends while the master is stopped")
+        eventually(lambda: state(spare) == "Z", "the worker ends while the master is stopped")
         os.kill(daemon.master, signal.SIGCONT)
         assert client.rest() == b""
     daemon.metric("poold_sessions_ended_total", 1, cause="ok")

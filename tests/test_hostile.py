@@ -10,14 +10,15 @@ from random import Random
 
 import pytest
 
-from tests.faultkit import needs_root
+from tests.needs import needs_root
+from tests.procfs import children_of, take_orphans
 from tests.soak.hostile.attack import Attack
 from tests.soak.hostile.crowd import HELD, Crowd
 from tests.soak.hostile.logwatch import event_of
 from tests.soak.hostile.plan import ATTACKS, plan
 from tests.soak.hostile.scene import Scene
 from tests.soak.hostile.verdict import Failures, Verdict
-from tests.support import children_of, eventually, take_orphans
+from tests.waiting import eventually
 
 # Honest sessions a second: that there are some is what counts here.
 RATE = 15

@@ -5,18 +5,19 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faultkit import mold_of
+from tests.childkit import mold_of
+from tests.needs import needs_root
 from tests.pythonkit import shared_python
-from tests.support import HANDLERS, Daemon, eventually
+from tests.support import HANDLERS, Daemon, Poold
 from tests.upgradekit import upgrade
+from tests.waiting import eventually
 
-Poold = Callable[..., Daemon]
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user")
+pytestmark = needs_root
 
 NOBODY = 65534
 # Says with which rights it runs, in a file that everybody may write to; and as whom, where it says nothing else.

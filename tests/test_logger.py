@@ -21,9 +21,13 @@ from poold.log import LINE_MAX, RECORD, Log
 from poold.logger.lines import PIECE, Lines
 from poold.logger.records import EVENTS, FIELDS, Recorder, note_output, note_own
 from poold.master.children.streams import reopened
-from tests.faultkit import Pipe, Poold, ended, gone, mold_of, needs_root, needs_strace, state, terminated, traced
-from tests.support import Client, Daemon, children_of, eventually, open_files, take_orphans
+from tests.childkit import mold_of
+from tests.faultkit import Pipe, ended, terminated, traced
+from tests.needs import needs_root, needs_strace
+from tests.procfs import children_of, gone, open_files, open_flags, state, status_fields, take_orphans
+from tests.support import Client, Daemon, Poold
 from tests.upgradekit import upgrade, upgraded
+from tests.waiting import eventually
 
 
 def printer(poold: Poold, **options: Any) -> Daemon:
@@ -189,14 +193,10 @@ def test_nonblocking_is_nobody_elses(poold: Poold) -> None:
     with daemon.connect() as one, daemon.connect() as two:
         one.ask("unblock")
         for pid in (daemon.master, logger_of(daemon)):
-            assert not _flags(pid, 2) & os.O_NONBLOCK
+            assert not open_flags(pid, 2) & os.O_NONBLOCK
         two.ask("pour 2000")
         eventually(lambda: f"{1999:08d} {'x' * 90}" in output(daemon), "all of it")
     assert len([line for line in output(daemon) if line.endswith("x")]) == 2000
-
-
-def _flags(pid: int, fd: int) -> int:
-    return int(Path(f"/proc/{pid}/fdinfo/{fd}").read_text().split()[3], 8)
 
 
 FORGED = [
@@ -263,7 +263,7 @@ def test_who_has_what(poold: Poold) -> None:
     )
     assert str(daemon.log) not in open_files(mold_of(daemon)).values()
     if os.geteuid() == 0:
-        assert f"Uid:\t{os.stat(f'/proc/{daemon.master}').st_uid}" not in Path(f"/proc/{logger_of(daemon)}/status").read_text()
+        assert int(status_fields(logger_of(daemon))["Uid"].split()[0]) != os.stat(f"/proc/{daemon.master}").st_uid
 
 
 def test_killed_logger_is_replaced(poold: Poold) -> None:
@@ -565,7 +565,7 @@ def test_children_have_a_pipe_of_their_own(poold: Poold) -> None:
         with daemon.connect() as client:
             assert int(client.ask("flags")) & os.O_ACCMODE == os.O_WRONLY
             client.ask("unblock")
-            assert not _flags(daemon.master, 2) & os.O_NONBLOCK
+            assert not open_flags(daemon.master, 2) & os.O_NONBLOCK
             client.ask("print to the pipe")
         assert "to the pipe" in eventually(pipe.text)
         assert terminated(daemon) == 0

@@ -3,11 +3,9 @@
 import os
 import signal
 import time
-from collections.abc import Callable
 
-from tests.support import Daemon, eventually
-
-Poold = Callable[..., Daemon]
+from tests.support import Daemon, Poold
+from tests.waiting import eventually
 
 
 def heard(daemon: Daemon, key: str) -> list[str]:

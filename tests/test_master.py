@@ -10,20 +10,13 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from tests.faultkit import (
-    Poold,
-    ended,
-    exporter_of,
-    forgive,
-    has_gone,
-    mold_of,
-    needs_root,
-    needs_strace,
-    spares_of,
-    terminated,
-    traced,
-)
-from tests.support import HANDLERS, Client, Daemon, LawKeeper, children_of, eventually, open_files
+from tests.childkit import exporter_of, mold_of, spares_of
+from tests.faultkit import ended, forgive, terminated, traced
+from tests.laws import LawKeeper
+from tests.needs import needs_root, needs_strace
+from tests.procfs import children_of, has_gone, open_files
+from tests.support import HANDLERS, Client, Daemon, Poold
+from tests.waiting import eventually
 
 # ---- As process 1 ------------------------------------------------------------------------------------------------------------
 

@@ -6,15 +6,15 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from poold.mold import clone
-from tests.support import HANDLERS, Daemon, alive, children_of, descendants, eventually, open_files, signal_masks, stat_fields, title
-
-Poold = Callable[..., Daemon]
+from tests.childkit import mold_of
+from tests.procfs import alive, children_of, descendants, kilobytes, open_files, signal_masks, smaps_rollup, stat_fields, title
+from tests.support import HANDLERS, Daemon, Poold
+from tests.waiting import eventually
 
 # What a mold loads of the standard library, for what: the handler's socket and the channel (socket, _socket, selectors, _selectors,
 # select, math, array, errno), the clone and the pages (ctypes, _ctypes, _struct, struct), the settings (json, _json, re and what
@@ -24,12 +24,6 @@ KNOWN_IN_MOLD = frozenset(
     atexit collections copyreg ctypes enum errno functools gc importlib itertools json keyword math operator re reprlib resource
     select selectors signal socket struct time types warnings""".split()
 )
-
-
-def mold_of(daemon: Daemon) -> int:
-    """Return the mold's pid."""
-    pids: list[int] = eventually(lambda: [row["pid"] for row in daemon.children("mold") if row["state"] == "serving"])
-    return pids[0]
 
 
 def test_workers_are_children_of_the_master(poold: Poold) -> None:
@@ -250,9 +244,7 @@ def test_a_large_handler_is_in_huge_pages(poold: Poold) -> None:
     (daemon.folder / "large.py").write_text("DATA = [str(i) for i in range(1_000_000)]\nfrom cases import serve\n")
     daemon.write(options={"server.handler": "large:serve", "server.path": [str(daemon.folder), str(HANDLERS)], "pool.min_spare": 1})
     daemon.start()
-    rollup = Path(f"/proc/{mold_of(daemon)}/smaps_rollup").read_text()
-    huge = int(re.search(r"AnonHugePages:\s+(\d+)", rollup)[1])  # type: ignore[index]
-    assert huge > 16 << 10
+    assert kilobytes(smaps_rollup(mold_of(daemon)), "AnonHugePages") > 16 << 10
     with daemon.connect() as client:
         assert client.ask("echo hello") == "hello"
 

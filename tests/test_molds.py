@@ -5,7 +5,6 @@ import os
 import resource
 import signal
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,13 @@ from poold.errors import ProtocolError
 from poold.master.children.table import Child
 from poold.master.pool.mold import FAILURES_MAX, FAILURES_SECONDS, Mold, Streak
 from poold.words import Kind
-from tests.faultkit import mold_of, needs_root, pids_limit, titled
+from tests.childkit import mold_of, titled
+from tests.faultkit import pids_limit
+from tests.needs import needs_root
+from tests.procfs import gone
 from tests.pythonkit import shared_python
-from tests.support import Daemon, eventually
-from tests.wirekit import gone
-
-Poold = Callable[..., Daemon]
+from tests.support import Daemon, Poold
+from tests.waiting import eventually
 
 COLD = {"pool.min_spare": 0, "pool.max_spare": 0}
 

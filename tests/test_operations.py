@@ -1,20 +1,18 @@
 """What operators and machines do to a daemon: ports that are taken, files that vanish, clocks that jump, signals by the thousand."""
 
-import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support import Client, Daemon, eventually, free_port, open_files
-
-Poold = Callable[..., Daemon]
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="changing users takes root")
+from tests.needs import needs_root
+from tests.procfs import open_files
+from tests.support import Client, Poold, free_port
+from tests.waiting import eventually
 
 
 def test_metrics_port_is_taken(poold: Poold) -> None:
@@ -94,13 +92,11 @@ def test_wall_clock_jumps(poold: Poold) -> None:
     assert daemon.events("session_ended", cause="ok")
 
 
-@root_only
+@needs_root
 def test_control_socket_of_another_user(poold: Poold) -> None:
     """A user that may not command the daemon is turned away by the file's mode, and by its credentials where the mode would let it in."""
     daemon = poold()
-    for folder in [daemon.folder, *daemon.folder.parents]:
-        if folder.stat().st_mode & 0o077 == 0:
-            folder.chmod(0o755)
+    daemon.let_others_in()
     daemon.start()
     probe = (
         "import os, socket, sys\nos.setgid(65534); os.setuid(65534)\ns = socket.socket(socket.AF_UNIX)\n"

@@ -4,34 +4,20 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faultkit import Poold, exporter_of, mold_of, needs_root, needs_strace, state, traced
-from tests.support import Client, Daemon, children_of, eventually, free_port, take_orphans, title
+from tests.childkit import exporter_of, mold_of
+from tests.faultkit import murder, orphaned, traced
+from tests.needs import needs_root, needs_strace
+from tests.procfs import children_of, state, title
+from tests.support import Client, Daemon, Poold, free_port
+from tests.waiting import eventually
 
 COLD = {"pool.min_spare": 0, "pool.max_spare": 0}
 # Never to be reached: whoever is held is let go when the tracer ends.
 HELD = "60000000:when=1"
-
-
-@contextlib.contextmanager
-def orphaned(daemon: Daemon) -> Iterator[None]:
-    """Kill the master at the end of the block, and let nothing be left a moment after it."""
-    before = children_of(os.getpid())
-    try:
-        yield
-    finally:
-        take_orphans(before)
-        daemon.control.unlink(missing_ok=True)
-
-
-def murder(daemon: Daemon) -> None:
-    """Kill the master."""
-    os.kill(daemon.pid, signal.SIGKILL)
-    daemon.wait()
 
 
 def newcomer(daemon: Daemon, before: list[int]) -> int:

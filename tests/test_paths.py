@@ -4,7 +4,6 @@ The attacks are made as they would be in life: the folder belongs to the user th
 socket is a private file of root's, or a way to one.
 """
 
-import contextlib
 import fcntl
 import json
 import os
@@ -26,8 +25,10 @@ from poold.master.clients import socketfile
 from poold.master.clients.sockdiag import unix_file
 from poold.master.clients.socketfile import NOWHERE, Rights, make
 from poold.master.clients.sockets import Opened, open_unix
-from tests.faultkit import Poold, needs_root, needs_strace
-from tests.support import DEADLINE, Client, Daemon, eventually
+from tests.faultkit import at_the_gate
+from tests.needs import needs_root, needs_strace
+from tests.support import Client, Daemon, Poold
+from tests.waiting import DEADLINE, eventually
 
 pytestmark = needs_root
 
@@ -91,25 +92,6 @@ def folder(scene: Scene) -> None:
 
 attacks = pytest.mark.parametrize("attack", [link, hard_link, folder])
 Attack = Callable[[Scene], None]
-
-
-@contextlib.contextmanager
-def at_the_gate(gate: Path) -> Iterator[None]:
-    """Keep the handler's import waiting meanwhile, from when it has come there."""
-
-    def arrived() -> int:
-        try:
-            return os.open(gate, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:
-            # Nobody reads.
-            return 0
-
-    fd = eventually(arrived, "an import at the gate")
-    gate.unlink()
-    try:
-        yield
-    finally:
-        os.close(fd)
 
 
 def gated(poold: Poold, scene: Scene) -> tuple[Daemon, Path, dict[str, object]]:

@@ -3,16 +3,17 @@
 import json
 import os
 import socket
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.faultkit import frozen, mold_of, needs_strace, traced
-from tests.support import Client, Daemon, eventually, title
-
-Poold = Callable[..., Daemon]
+from tests.childkit import mold_of
+from tests.faultkit import traced
+from tests.needs import needs_strace
+from tests.procfs import frozen, title
+from tests.support import Client, Poold
+from tests.waiting import eventually
 
 
 def test_spares_are_refilled(poold: Poold) -> None:

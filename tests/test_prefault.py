@@ -2,16 +2,15 @@
 
 import os
 import signal
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from poold.mold import prefault
-from tests.faultkit import has_gone, mold_of, needs_rings, needs_strace, spares_of, traced
-from tests.support import HANDLERS, Daemon, children_of, open_files, stat_fields
-
-Poold = Callable[..., Daemon]
+from tests.childkit import mold_of, spares_of
+from tests.faultkit import traced
+from tests.needs import needs_rings, needs_strace
+from tests.procfs import children_of, has_gone, kilobytes, open_files, smaps_rollup, stat_fields, status_fields
+from tests.support import HANDLERS, Daemon, Poold
 
 SESSIONS = 10
 # Of a mold's, at each clone: a dozen with pages that are pinned, fifty without.
@@ -27,8 +26,7 @@ def faults(pid: int) -> int:
 
 def pinned(pid: int) -> int:
     """Return how many kilobytes of a process's memory are pinned (proc(5), VmPin)."""
-    status = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmPin:"))
+    return int(status_fields(pid)["VmPin"].split()[0])
 
 
 def has_no_ring(pid: int) -> bool:
@@ -39,9 +37,8 @@ def has_no_ring(pid: int) -> bool:
 def one_spare(poold: Poold, folder_for_others: bool = False, **options: object) -> Daemon:
     """Return a poold with one spare at a time, whose handler says how many faults it has had."""
     daemon = poold(options={"server.handler": "pages:serve", "pool.min_spare": 1, "pool.max_spare": 1, **options})
-    for folder in [daemon.folder, *daemon.folder.parents]:
-        if folder_for_others and folder.stat().st_mode & 0o077 == 0:
-            folder.chmod(0o755)
+    if folder_for_others:
+        daemon.let_others_in()
     return daemon
 
 
@@ -144,8 +141,6 @@ def test_huge_pages_are_not_pinned(poold: Poold) -> None:
     daemon.write(options={"server.handler": "large:serve", "server.path": [str(daemon.folder), str(HANDLERS)], "pool.min_spare": 1})
     daemon.start()
     spare = spares_of(daemon, 1)[0]
-    rollup = Path(f"/proc/{spare}/smaps_rollup").read_text().splitlines()
-    private = sum(int(line.split()[1]) for line in rollup if line.startswith("Private_Dirty:"))
-    assert private < 4096
+    assert kilobytes(smaps_rollup(spare), "Private_Dirty") < 4096
     # What began as a file's is small.
     assert 0 < pinned(mold_of(daemon)) < 1024

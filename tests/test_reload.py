@@ -5,15 +5,14 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support import Client, Daemon, eventually, free_port, open_files, toml
+from tests.procfs import open_files
+from tests.support import Client, Poold, free_port, toml
+from tests.waiting import eventually
 from tests.wirekit import visitors
-
-Poold = Callable[..., Daemon]
 
 
 def test_cap_goes_up_and_down(poold: Poold) -> None:

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from tests.faultkit import forgive
-from tests.support import DEADLINE, Client, Daemon, eventually, open_files
-from tests.upgradekit import Poold, install, mend, path_of, upgraded
+from tests.procfs import open_files
+from tests.support import Client, Daemon, Poold
+from tests.upgradekit import install, mend, path_of, upgraded
+from tests.waiting import DEADLINE, eventually
 
 # Appended to `poold.master.main` of the copy, which has loaded all the others by then. What is raised is none of the expected kinds.
 FAULTS = """

@@ -12,26 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.faultkit import (
-    Pipe,
-    Poold,
-    ended,
-    exporter_of,
-    fill,
-    has_gone,
-    held,
-    mischievous,
-    mold_of,
-    needs_root,
-    needs_strace,
-    out_of_files,
-    pids_limit,
-    small_disk,
-    spares_of,
-    terminated,
-    traced,
-)
-from tests.support import Daemon, alive, children_of, eventually, open_files
+from tests.childkit import exporter_of, mold_of, spares_of
+from tests.faultkit import Pipe, ended, fill, mischievous, out_of_files, pids_limit, small_disk, terminated, traced
+from tests.needs import needs_root, needs_strace
+from tests.procfs import alive, children_of, has_gone, held, open_files, open_flags
+from tests.support import Daemon, Poold
+from tests.waiting import eventually
 
 COLD = {"pool.min_spare": 0, "pool.max_spare": 0}
 REFUSING = {"pool.when_full": "refuse", "pool.refuse_message": "busy\n"}
@@ -74,9 +60,7 @@ def test_clone_beyond_the_limit_of_the_user(poold: Poold) -> None:
     daemon.write(options={**COLD, **options, "timeouts.startup": 0.3})
     limited = "import resource\nresource.setrlimit(resource.RLIMIT_NPROC, (1, 1))\nfrom poold.handlers.echo import serve\n"
     (daemon.folder / "crowded.py").write_text(limited)
-    for folder in [daemon.folder, *daemon.folder.parents]:
-        if folder.stat().st_mode & 0o077 == 0:
-            folder.chmod(0o755)
+    daemon.let_others_in()
     daemon.start(laws=False)
     for _ in range(2):
         with daemon.connect() as client:
@@ -520,8 +504,7 @@ def test_log_to_a_reader_that_does_not_read(poold: Poold) -> None:
         daemon.metric("poold_sessions_ended_total", 20, cause="ok")
         assert daemon.get("/healthz") == 200
         assert daemon.metrics()["poold_log_dropped_total"] >= 20
-        flags = Path(f"/proc/{daemon.pid}/fdinfo/2").read_text().split()[3]
-        assert int(flags, 8) & os.O_NONBLOCK == 0
+        assert open_flags(daemon.pid, 2) & os.O_NONBLOCK == 0
         assert pipe.text().endswith("x")
         with daemon.connect() as client:
             assert client.ask("echo hello") == "hello"

@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from typing import Any
 import pytest
 
 import poold as package
-from tests.faultkit import mold_of, needs_root
+from tests.childkit import mold_of
+from tests.needs import needs_root
 from tests.pythonkit import shared_python
 from tests.rights import CHILDREN, CLAIMS, DESCRIPTORS, MAPPINGS, Holder, Process, Thing, broken_rights, look, table
-from tests.support import Daemon, eventually
+from tests.support import Daemon, Poold
 from tests.upgradekit import upgraded
-
-Poold = Callable[..., Daemon]
+from tests.waiting import eventually
 
 USERS = [pytest.param({}, id="one user"), pytest.param({"server.user": "nobody"}, id="another user", marks=needs_root)]
 KINDS = (Holder.MASTER, Holder.MOLD, Holder.SPARE, Holder.SESSION, Holder.EXPORTER)
@@ -27,9 +26,8 @@ KINDS = (Holder.MASTER, Holder.MOLD, Holder.SPARE, Holder.SESSION, Holder.EXPORT
 def start(poold: Poold, options: dict[str, Any], python: str = sys.executable) -> Daemon:
     """Start a daemon whose folder its service user may read."""
     daemon = poold(options=options)
-    for folder in (daemon.folder, *daemon.folder.parents):
-        if "server.user" in options and folder.stat().st_mode & 0o077 == 0:
-            folder.chmod(0o755)
+    if "server.user" in options:
+        daemon.let_others_in()
     daemon.python = python
     return daemon.start()
 

@@ -8,17 +8,19 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from poold.master.engine.signals import FATAL, JOB_CONTROL, UNCATCHABLE
-from tests.faultkit import needs_root, spares_of
-from tests.support import HANDLERS, Client, Daemon, eventually, signal_masks
+from tests.childkit import spares_of
+from tests.faultkit import said
+from tests.needs import needs_root
+from tests.procfs import signal_masks, status_fields
+from tests.support import HANDLERS, Daemon, Poold
 from tests.test_architecture import MODULES, PACKAGE, TREES, name_of
-
-Poold = Callable[..., Daemon]
+from tests.waiting import eventually
 
 NOBODY = pwd.getpwnam("nobody")
 # What `poold.handlers.chat` and its like get of the master's own variables; the last is for the mold's own interpreter.
@@ -36,26 +38,11 @@ assert libc.capset(header, struct.pack("6I", *words)) == 0
 """
 
 
-def execute(client: Client, code: str) -> list[object]:
-    """Have a session of `attacker` execute this, and return what it says."""
-    client.send(json.dumps(code).encode() + b"\n")
-    said: list[object] = json.loads(client.line())
-    return said
-
-
 def of_nobody(poold: Poold, handler: str = "whoami:serve", **options: object) -> Daemon:
     """Make a daemon whose children run as nobody."""
     daemon = poold(options={"server.handler": handler, "server.user": "nobody", "pool.min_spare": 1, "pool.max_spare": 1, **options})
-    for folder in (daemon.folder, *daemon.folder.parents):
-        if folder.stat().st_mode & 0o077 == 0:
-            folder.chmod(0o755)
+    daemon.let_others_in()
     return daemon
-
-
-def status(pid: int) -> dict[str, str]:
-    """Return /proc/PID/status (proc(5))."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {name: text.strip() for name, _, text in (line.partition(":") for line in lines)}
 
 
 def every_kind(daemon: Daemon) -> dict[str, int]:
@@ -71,21 +58,21 @@ def every_kind(daemon: Daemon) -> dict[str, int]:
 def test_rights_of_each_process(poold: Poold) -> None:
     """Mold, spare, session and exporter are the user in all four ids, have no group of root's and no capability, and the master is root."""
     daemon = of_nobody(poold, "poold.handlers.echo:serve").start(prelude=GENEROUS)
-    assert int(status(daemon.master)["CapInh"], 16) > 0
-    assert "27" in status(daemon.master)["Groups"].split()
+    assert int(status_fields(daemon.master)["CapInh"], 16) > 0
+    assert "27" in status_fields(daemon.master)["Groups"].split()
     with daemon.connect() as client:
         assert client.ask("hello") == "hello"
         [serving] = eventually(lambda: [row["pid"] for row in daemon.children("worker") if row["state"] == "serving"])
         pids = {**every_kind(daemon), "session": serving}
         for kind, pid in pids.items():
-            found = status(pid)
+            found = status_fields(pid)
             assert found["Uid"].split() == [str(NOBODY.pw_uid)] * 4, kind
             assert found["Gid"].split() == [str(NOBODY.pw_gid)] * 4, kind
             assert set(found["Groups"].split()) == set(map(str, os.getgrouplist("nobody", NOBODY.pw_gid))), kind
             assert {name: int(found[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == dict.fromkeys(
                 ("CapInh", "CapPrm", "CapEff", "CapAmb"), 0
             ), kind
-    assert status(daemon.master)["Uid"].split() == ["0"] * 4
+    assert status_fields(daemon.master)["Uid"].split() == ["0"] * 4
 
 
 @needs_root
@@ -159,9 +146,7 @@ def test_files_of_a_handler(poold: Poold, umask: str | None, file: int, folder: 
     daemon = poold(options={"server.handler": "attacker:serve", "server.umask": umask}).start(prelude="os.umask(0)")
     place = daemon.folder / "made"
     with daemon.connect() as client:
-        assert (
-            execute(client, f"os.mkdir({str(place)!r}); os.close(os.open({str(place / 'file')!r}, os.O_CREAT | os.O_WRONLY, 0o777))") == []
-        )
+        assert said(client, f"os.mkdir({str(place)!r}); os.close(os.open({str(place / 'file')!r}, os.O_CREAT | os.O_WRONLY, 0o777))") == []
     # The mode that was asked for had every bit.
     assert stat.S_IMODE(place.stat().st_mode) == folder
     assert stat.S_IMODE((place / "file").stat().st_mode) & 0o666 == file

@@ -2,11 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable
 
-from tests.support import Daemon, title
-
-Poold = Callable[..., Daemon]
+from tests.procfs import title
+from tests.support import Poold
 
 
 def test_serves_and_counts(poold: Poold) -> None:

@@ -4,16 +4,16 @@ import contextlib
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.faultkit import mold_of, needs_root, out_of_files
-from tests.support import Daemon, eventually
-from tests.wirekit import frozen
-
-Poold = Callable[..., Daemon]
+from tests.childkit import mold_of
+from tests.faultkit import out_of_files
+from tests.needs import needs_root
+from tests.procfs import frozen
+from tests.support import Daemon, Poold
+from tests.waiting import eventually
 
 WARNING = 'the handler runs as root: name a user under [server], such as user = "nobody", or write user = "root" if that is meant'
 NAMELESS = "server.handler: must be written, or command in its place"

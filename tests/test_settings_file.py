@@ -14,10 +14,10 @@ from poold.settings import file as subject
 from poold.settings.file import control_candidates, control_path, find, make_control_folder
 from poold.settings.judge import load, read
 from poold.settings.schema import Config
+from tests.needs import needs_root
 
 REPOSITORY = Path(__file__).parent.parent
 FILE = Path("/etc/poold.toml")
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_the_places_of_the_file(away: Path) -> None:
     assert (away / "b.toml", b"# option", ()) == find("b.toml", {"POOLD_CONFIG": "a.toml"})
 
 
-@as_root
+@needs_root
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
@@ -66,7 +66,7 @@ def test_root_passes_over_a_file_that_others_may_write(away: Path, spoil: Callab
     assert (away / "poold.toml", b"", (caution,)) == find("poold.toml", {})
 
 
-@as_root
+@needs_root
 def test_root_looks_through_a_link(away: Path) -> None:
     """A ./poold.toml that leads to another user's file is that user's."""
     (away / "home").mkdir()
@@ -77,7 +77,7 @@ def test_root_looks_through_a_link(away: Path) -> None:
     assert find(None, {})[0] is None
 
 
-@as_root
+@needs_root
 @pytest.mark.parametrize("way", ["link", "folder above", "link in a shared folder"])
 def test_everybody_on_the_way_has_a_say(away: Path, way: str) -> None:
     """Who may write to any folder in which a name of the path is looked up decides what is read, also where the file is root's."""
@@ -105,7 +105,7 @@ def test_everybody_on_the_way_has_a_say(away: Path, way: str) -> None:
         assert find(None, {})[0] is None
 
 
-@as_root
+@needs_root
 def test_the_file_that_was_looked_at_is_the_one_that_is_read(away: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that takes the place of root's after the look is not the one that is read."""
     (away / "poold.toml").write_text("# root's")
@@ -157,7 +157,7 @@ def test_another_user_reads_his_file(away: Path, monkeypatch: pytest.MonkeyPatch
     assert (away / "poold.toml", b"", ()) == find(None, {})
 
 
-@as_root
+@needs_root
 def test_a_sticky_folder_is_safe(away: Path) -> None:
     """In a folder like /tmp nobody can replace root's file."""
     (away / "poold.toml").write_text("")
@@ -268,7 +268,7 @@ def mkdir_for_another(folder: Path) -> None:
         lambda folder: (folder.mkdir(), folder.chmod(0o770)),
         lambda folder: folder.symlink_to(folder.parent),
         lambda folder: folder.touch(mode=0o600),
-        pytest.param(mkdir_for_another, marks=as_root),
+        pytest.param(mkdir_for_another, marks=needs_root),
     ],
 )
 def test_a_folder_laid_by_somebody_else_is_not_used(places: Mapping[str, Path], spoil: Callable[[Path], object]) -> None:
@@ -284,7 +284,7 @@ def test_a_folder_laid_by_somebody_else_is_not_used(places: Mapping[str, Path], 
     assert [problem.key for problem in caught.value.problems] == ["control.socket"]
 
 
-@as_root
+@needs_root
 def test_a_private_folder_of_somebody_else_is_not_asked(places: Mapping[str, Path]) -> None:
     """A command does not ask in a private folder that somebody else has laid: he would answer."""
     assert control_candidates({}, os.geteuid())[-1].parent == places["private"]

@@ -18,10 +18,10 @@ from poold.master.clients import sockets
 from poold.settings.fields import shown
 from poold.settings.judge import check, effective, load, prepare, resolve
 from poold.settings.schema import Config
+from tests.needs import needs_root
 
 FILE = Path("/etc/poold.toml")
 ENVIRON = {"PATH": "/usr/bin:/bin"}
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
 def found(text: str) -> dict[str, str]:
@@ -84,7 +84,7 @@ def test_an_account_that_does_not_exist_is_never_another(name: str) -> None:
     assert {"server.user", "server.group", "server.groups[1]", "listener[1].owner", "listener[1].group"} == set(found(accounts(name, name)))
 
 
-@as_root
+@needs_root
 @pytest.mark.parametrize("account", ["nobody", str(pwd.getpwnam("nobody").pw_uid)])
 def test_root_can_be_anybody(account: str) -> None:
     """For root, any account that exists will do, by name or by number."""
@@ -328,7 +328,7 @@ def test_one_socket_file_for_two(tmp_path: Path) -> None:
     prepared(f'[[listener]]\naddress = "unix://{tmp_path}/x.sock"\n[control]\nsocket = "{tmp_path}/link/y.sock"\n')
 
 
-@as_root
+@needs_root
 def test_a_port_for_the_privileged() -> None:
     """Without the capability for it a port below the first free one is a problem, of a listener or of the metrics; with it, it is none."""
     text = '[server]\nhandler = "a:b"\n[[listener]]\naddress = "tcp://127.0.0.1:{}"\n[metrics]\nlisten = "tcp://127.0.0.1:{}"\n'
@@ -349,7 +349,7 @@ def test_a_port_for_the_privileged() -> None:
         assert {problem.key for problem in check(load(settings.encode(), FILE), ENVIRON)} == set()
 
 
-@as_root
+@needs_root
 def test_nobody_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """Root without a user, on a machine where there is no nobody whom the exporter could run as, is told to name one."""
     known = pwd.getpwnam

@@ -9,23 +9,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.faultkit import (
-    ORDINARY,
-    Poold,
-    dispositions,
-    exporter_of,
-    frozen,
-    has_gone,
-    has_state,
-    mischievous,
-    mishap,
-    mold_of,
-    needs_strace,
-    spares_of,
-    traced,
-    zombies_of,
-)
-from tests.support import Daemon, children_of, eventually, open_files
+from tests.childkit import exporter_of, mold_of, spares_of
+from tests.faultkit import mischievous, mishap, traced
+from tests.needs import needs_strace
+from tests.procfs import ORDINARY, children_of, dispositions, frozen, has_gone, has_state, open_files, zombies_of
+from tests.support import Daemon, Poold
+from tests.waiting import eventually
 
 COLD = {"pool.min_spare": 0, "pool.max_spare": 0}
 UNCATCHABLE = {signal.SIGKILL, signal.SIGSTOP}

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from tests.support import DEADLINE, Client, Daemon, alive, descendants, eventually, free_port, open_files
-from tests.wirekit import frozen, gone, inside, listening, port_of, spares, state
-
-Poold = Callable[..., Daemon]
+from tests.childkit import spares_of
+from tests.procfs import alive, descendants, frozen, gone, open_files, state
+from tests.support import Client, Daemon, Poold, free_port
+from tests.waiting import DEADLINE, eventually
+from tests.wirekit import inside, listening, port_of
 
 ONE_SPARE = {"pool.min_spare": 1, "pool.max_spare": 1}
 
@@ -211,7 +212,7 @@ def test_flood_of_one_listener(poold: Poold, cap: int) -> None:
 def test_signals_come_before_clients(poold: Poold) -> None:
     """A child that has died is reaped before the clients are accepted that came at the same moment."""
     daemon = poold(options=ONE_SPARE).start()
-    (spare,) = spares(daemon, 1)
+    (spare,) = spares_of(daemon, 1)
     with frozen(daemon.master):
         mark = daemon.mark()
         clients = [daemon.connect() for _ in range(100)]
@@ -521,7 +522,7 @@ def test_what_is_not_meant_for_poold_reaches_no_child(poold: Poold, environ: dic
 def test_service_manager_is_not_known_to_children(poold: Poold) -> None:
     """The variables of socket activation and readiness reach neither mold nor worker nor exporter, nor do the passed sockets."""
     daemon = poold(options=ONE_SPARE).start()
-    spares(daemon, 1)
+    spares_of(daemon, 1)
     with daemon.connect() as client:
         client.ask("pid")
         passed = os.fstat(daemon.listener.fileno()).st_ino

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,9 @@ from poold.master.clients.store import PREFIX, mark
 from poold.settings import judge
 from poold.settings.config import Listener
 from poold.settings.schema import settled
-from tests.support import Client, Daemon, free_port, open_files
+from tests.procfs import open_files
+from tests.support import Client, Daemon, Poold, free_port
 
-Poold = Callable[..., Daemon]
 MAIN = '[[listener]]\naddress = "systemd://main"\nname = "main"\n'
 
 

@@ -4,17 +4,16 @@ import contextlib
 import ctypes
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from poold.master.children.reaper import exit_code
 from poold.master.children.tracees import RELEASES_MAX, Tracees, is_process
 from poold.master.engine.deadlines import Callback
-from tests.support import Client, Daemon, eventually
-from tests.wirekit import gone, state
-
-Poold = Callable[..., Daemon]
+from tests.procfs import gone, state
+from tests.support import Client, Daemon, Poold
+from tests.waiting import eventually
 
 PTRACE_TRACEME = 0
 ONE_SPARE = {"server.handler": "tracees:serve", "pool.min_spare": 1, "pool.max_spare": 1}

@@ -1,22 +1,16 @@
 """What a handler does to its own interpreter, or its import to its own process, changes nothing of what poold says and keeps."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from tests.faultkit import mold_of, spares_of
-from tests.support import Client, Daemon, eventually
-from tests.test_orphans import murder, orphaned
+from tests.childkit import mold_of, spares_of
+from tests.faultkit import execute, murder, orphaned
+from tests.procfs import signal_masks
+from tests.support import Poold
+from tests.waiting import eventually
 
-Poold = Callable[..., Daemon]
 ATTACKER = {"server.handler": "attacker:serve", "pool.min_spare": 1, "pool.max_spare": 1}
-
-
-def execute(client: Client, code: str) -> None:
-    """Have a session execute this."""
-    client.send(json.dumps(code).encode() + b"\n")
 
 
 STREAM = "import sys\nclass Stream:\n    def flush(self): raise {}\nsys.stdout = sys.stderr = Stream()"
@@ -83,7 +77,7 @@ def test_what_an_import_changes_of_its_process(poold: Poold, preload: bool) -> N
     daemon = poold(options={**ATTACKER, "server.handler": "loosened:serve", "pool.preload": preload}).start(laws=False)
     [spare] = spares_of(daemon, 1)
     for pid in (spare, *([mold_of(daemon)] if preload else [])):
-        assert "SigBlk:\t0000000000000000" in Path(f"/proc/{pid}/status").read_text()
+        assert signal_masks(pid)["SigBlk"] == 0
     with daemon.connect() as client:
         execute(client, "say(1)")
         assert json.loads(client.line()) == [1]

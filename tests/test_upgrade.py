@@ -1,6 +1,5 @@
 """The upgrade in place: other code in the same process, and nobody who is being served notices."""
 
-import contextlib
 import json
 import os
 import signal
@@ -13,9 +12,13 @@ from pathlib import Path
 import pytest
 
 import poold as package
-from tests.faultkit import frozen, needs_strace, traced
-from tests.support import Client, Daemon, alive, children_of, eventually, free_port, open_files, signal_masks, take_orphans, title
-from tests.upgradekit import TAKEOVER, Poold, asked_for_an_upgrade, in_the_successor, inheritable, install, mend, path_of, upgrade, upgraded
+from tests.childkit import trial_of
+from tests.faultkit import traced
+from tests.needs import needs_strace
+from tests.procfs import alive, children_of, frozen, open_files, signal_masks, take_orphans, title
+from tests.support import Client, Daemon, Poold, free_port
+from tests.upgradekit import TAKEOVER, asked_for_an_upgrade, in_the_successor, inheritable, install, mend, path_of, upgrade, upgraded
+from tests.waiting import eventually
 from tests.wirekit import visitors
 
 
@@ -357,19 +360,6 @@ def test_a_session_that_is_not_settled(poold: Poold) -> None:
         eventually(lambda: daemon.events("upgrade_applied") or daemon.events("upgrade_undone"), "the upgrade ends")
         assert client.line() == "at last"
     daemon.metric("poold_sessions_ended_total", 1, cause="ok")
-
-
-def trial_of(daemon: Daemon) -> int:
-    """Return the pid of the trial that runs."""
-
-    def found() -> list[int]:
-        trials = []
-        for pid in children_of(daemon.master):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                trials += [pid] if "trial" in title(pid) else []
-        return trials
-
-    return eventually(found, "a trial")[0]
 
 
 def test_busy(poold: Poold) -> None:

@@ -18,9 +18,13 @@ from typing import Any
 import pytest
 
 import poold as package
-from tests.faultkit import forgive, needs_strace, traced
-from tests.support import HANDLERS, Client, Daemon, alive, children_of, eventually, take_orphans, title
-from tests.upgradekit import Poold, asked_for_an_upgrade, in_the_successor, install, mend, path_of, record, upgrade, upgraded
+from tests.childkit import guard_of
+from tests.faultkit import forgive, traced
+from tests.needs import needs_strace
+from tests.procfs import alive, children_of, take_orphans
+from tests.support import HANDLERS, Client, Daemon, Poold
+from tests.upgradekit import asked_for_an_upgrade, in_the_successor, install, mend, path_of, record, upgrade, upgraded
+from tests.waiting import eventually
 
 SESSIONS = 5
 
@@ -375,19 +379,6 @@ def test_a_stray_alarm(poold: Poold, moment: str) -> None:
             daemon.metric("poold_children", 1, kind="mold")
             eventually(lambda: [row["kind"] for row in daemon.children()].count("trial") == 0)
         assert client.ask("echo on") == "on"
-
-
-def guard_of(daemon: Daemon) -> int:
-    """Return the pid of an upgrade's guard."""
-
-    def found() -> list[int]:
-        guards = []
-        for pid in children_of(daemon.master):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                guards += [pid] if title(pid).startswith("poold: guard") else []
-        return guards
-
-    return eventually(found, "a guard")[0]
 
 
 def test_a_guard_that_ends(between: Callable[..., Between]) -> None:

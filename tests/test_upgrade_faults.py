@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.faultkit import Poold, forgive, spares_of
-from tests.support import Client, Daemon, alive, eventually, free_port, open_files
+from tests.childkit import spares_of
+from tests.faultkit import forgive
+from tests.procfs import alive, open_files
+from tests.support import Client, Daemon, Poold, free_port
 from tests.upgradekit import TAKEOVER, in_the_successor, install, mend, path_of, upgrade, upgraded
+from tests.waiting import eventually
 
 
 @pytest.fixture

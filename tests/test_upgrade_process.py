@@ -11,9 +11,13 @@ from typing import Any
 
 import pytest
 
-from tests.faultkit import Poold, held, mischievous, needs_root, needs_strace, spares_of, traced
-from tests.support import Client, eventually, free_port, open_files
+from tests.childkit import spares_of
+from tests.faultkit import mischievous, traced
+from tests.needs import needs_root, needs_strace
+from tests.procfs import held, open_files
+from tests.support import Client, Poold, free_port
 from tests.upgradekit import asked_for_an_upgrade, inheritable, install, path_of, upgraded
+from tests.waiting import eventually
 
 # Writes down what each fresh interpreter was started with, for who looks from outside: a title hides it in /proc.
 RECORDER = """

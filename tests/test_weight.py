@@ -7,13 +7,12 @@ a tenth or so above what was measured when they were set.
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from tests.faultkit import exporter_of, mold_of, spares_of
-from tests.support import Daemon, eventually
-
-Poold = Callable[..., Daemon]
+from tests.childkit import exporter_of, mold_of, spares_of
+from tests.procfs import kilobytes, smaps_rollup, status_fields
+from tests.support import Poold
+from tests.waiting import eventually
 
 # Kilobytes beyond a bare interpreter.
 MOLD_RESIDENT = 4_000
@@ -24,16 +23,6 @@ SPARE_PRIVATE = 650
 BARE = "import sys; print(open('/proc/self/smaps_rollup').read())"
 
 
-def kilobytes(text: str, *names: str) -> int:
-    """Return the sum of these lines of a smaps_rollup (proc(5))."""
-    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith(names))
-
-
-def memory(pid: int) -> str:
-    """Return a process's smaps_rollup."""
-    return Path(f"/proc/{pid}/smaps_rollup").read_text()
-
-
 def test_memory_after_the_start(poold: Poold) -> None:
     """Mold, spare and master have what they need and no more."""
     daemon = poold(options={"server.handler": "poold.handlers.echo:serve", "pool.min_spare": 2}).start()
@@ -41,15 +30,14 @@ def test_memory_after_the_start(poold: Poold) -> None:
     bare = subprocess.run([sys.executable, "-P", "-c", BARE], capture_output=True, text=True, check=True).stdout
     # What judging settings needs went with the process that judged them.
     assert "pydantic" not in Path(f"/proc/{daemon.master}/maps").read_text()
-    assert kilobytes(memory(mold_of(daemon)), "Rss") - kilobytes(bare, "Rss") <= MOLD_RESIDENT
-    assert kilobytes(memory(daemon.master), "Anonymous") - kilobytes(bare, "Anonymous") <= MASTER_ANONYMOUS
-    assert kilobytes(memory(spare), "Private_Dirty") <= SPARE_PRIVATE
+    assert kilobytes(smaps_rollup(mold_of(daemon)), "Rss") - kilobytes(bare, "Rss") <= MOLD_RESIDENT
+    assert kilobytes(smaps_rollup(daemon.master), "Anonymous") - kilobytes(bare, "Anonymous") <= MASTER_ANONYMOUS
+    assert kilobytes(smaps_rollup(spare), "Private_Dirty") <= SPARE_PRIVATE
 
 
 def wakeups(pids: list[int]) -> list[int]:
     """Return how often each of these processes has waited for something and got it (proc(5), voluntary_ctxt_switches)."""
-    texts = [Path(f"/proc/{pid}/status").read_text().splitlines() for pid in pids]
-    return [int(next(line for line in text if line.startswith("voluntary_ctxt")).split()[1]) for text in texts]
+    return [int(status_fields(pid)["voluntary_ctxt_switches"]) for pid in pids]
 
 
 def test_nothing_to_do(poold: Poold) -> None:

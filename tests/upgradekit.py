@@ -5,13 +5,13 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import poold as package
-from tests.support import Client, Daemon, open_files
+from tests.procfs import open_files, open_flags
+from tests.support import Client, Daemon
 
-Poold = Callable[..., Daemon]
 SOURCE = Path(package.__file__).parent
 # Where `poold.master.upgrade.takeover` begins, with `owners` and the document as `state`.
 TAKEOVER = "    for owner in owners:\n"
@@ -79,10 +79,9 @@ def inheritable(pid: int) -> dict[int, str]:
     found = {}
     for fd, file in open_files(pid).items():
         try:
-            lines = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines()
+            flags = open_flags(pid, fd)
         except FileNotFoundError:
             continue
-        flags = next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
         if fd > 2 and not flags & os.O_CLOEXEC:
             found[fd] = file
     return found

@@ -1,79 +1,18 @@
-"""What tests of faults have in common: processes are stopped and thawed, spares found, raw requests sent."""
+"""What clients and scrapers do on the wire beyond a word and its answer: raw requests, another network, coming and going."""
 
 import contextlib
 import ctypes
-import os
-import signal
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from tests.support import DEADLINE, Client, Daemon, alive, children_of, eventually, stat_fields, title
+from tests.support import Client, Daemon
+from tests.waiting import DEADLINE
 
 CLONE_NEWNET = 0x40000000
 T = TypeVar("T")
-
-
-def state(pid: int) -> str:
-    """Return the letter of a process's state, "" when there is no such process."""
-    fields = stat_fields(pid)
-    return fields[0] if fields is not None else ""
-
-
-def freeze(pid: int) -> None:
-    """Stop a process, and wait until it has stopped."""
-    os.kill(pid, signal.SIGSTOP)
-    eventually(lambda: state(pid) in ("T", "Z", ""), f"process {pid} stops")
-
-
-@contextlib.contextmanager
-def frozen(pid: int) -> Iterator[None]:
-    """Keep a process stopped; it may be killed meanwhile."""
-    freeze(pid)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-
-
-def stays(fact: Callable[[], bool], what: str, *, seconds: float) -> None:
-    """Fail when something that is true does not stay so for a while."""
-    end = time.monotonic() + seconds
-    eventually(lambda: not fact() or time.monotonic() >= end, what)
-    assert fact(), f"it did not stay so: {what}"
-
-
-def shows(pid: int, *beginnings: str) -> bool:
-    """Say whether a process is there and its title begins like one of these."""
-    try:
-        return alive(pid) and title(pid).startswith(beginnings)
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def spares(daemon: Daemon, count: int, *, but: Iterable[int] = ()) -> list[int]:
-    """Wait until the master has so many spares, and return their pids; `but` are stopped ones that look like spares."""
-    daemon.metric("poold_children", count, kind="worker", state="spare")
-
-    def found() -> list[int]:
-        pids = [pid for pid in children_of(daemon.master) if pid not in but and shows(pid, "poold: spare")]
-        return pids if len(pids) == count else []
-
-    return eventually(found, f"{count} processes that are spares") if count else []
-
-
-def handed_over(daemon: Daemon, count: int = 1) -> None:
-    """Wait until so many workers have been given a session."""
-    daemon.metric("poold_children", count, kind="worker", state="serving")
-
-
-def gone(pid: int) -> bool:
-    """Say whether a process has been reaped."""
-    return stat_fields(pid) is None
 
 
 def raw(daemon: Daemon, request: bytes) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.bench.plan import Plan
 from tests.bench.results import MasterLook
 from tests.bench.server import Server
-from tests.support import Metrics
+from tests.laws import Metrics
 
 ASK_SECONDS = 60.0
 # What a start or the last session left to be done, such as a spare to make, is no idling.

@@ -9,7 +9,8 @@ from tests.bench.master import scrape
 from tests.bench.pauses import Pauses
 from tests.bench.results import ReloadRun, Results, StartRun
 from tests.bench.server import START_SECONDS, Server, ServerError
-from tests.support import Metrics, NotifySocket
+from tests.laws import Metrics
+from tests.support import NotifySocket
 
 RELOAD_RATE = 200
 RELOAD_AFTER = 0.5

@@ -11,15 +11,11 @@ import threading
 import time
 from pathlib import Path
 
-from tests.support import Daemon, eventually, open_files
+from tests.procfs import open_files, private_kilobytes
+from tests.support import Daemon
+from tests.waiting import eventually
 
 WARM = 100
-
-
-def private_kilobytes(pid: int) -> int:
-    """Return what a process has for itself alone."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
 
 
 def load(daemon: Daemon, stop: threading.Event, outcomes: dict[str, int]) -> None:

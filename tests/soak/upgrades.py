@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.soak.reloads import private_kilobytes
-from tests.support import Client, Daemon, eventually, open_files
+from tests.procfs import open_files, private_kilobytes
+from tests.support import Client, Daemon
+from tests.waiting import eventually
 
 # The default of pool.min_spare: each has a descriptor in the master.
 SPARES = 4

@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from tests.support import DEADLINE, children_of, eventually
+from tests.procfs import children_of
+from tests.waiting import DEADLINE, eventually
 
 BOOT = Path(__file__).with_name("boot.sh")
 SYSTEMD = Path("/lib/systemd/systemd")

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support import eventually
 from tests.systemd.unit import SHIPPED, Unit
+from tests.waiting import eventually
 
 Take = Callable[..., Unit]
 UNITS = ("poold", "poold-strict", "poold@pool")

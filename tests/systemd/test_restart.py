@@ -3,8 +3,8 @@
 import threading
 from collections.abc import Callable
 
-from tests.support import eventually
 from tests.systemd.unit import PASSED, Unit
+from tests.waiting import eventually
 
 Take = Callable[..., Unit]
 

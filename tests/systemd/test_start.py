@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.faultkit import needs_rings
-from tests.support import Client, eventually
+from tests.needs import needs_rings
+from tests.support import Client
 from tests.systemd.machine import Machine
 from tests.systemd.unit import PASSED, Unit
+from tests.waiting import eventually
 
 Take = Callable[..., Unit]
 Boot = Callable[..., Machine]

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from tests.support import eventually
 from tests.systemd.unit import Unit
+from tests.waiting import eventually
 
 Take = Callable[..., Unit]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import eventually
 from tests.systemd.unit import Unit
 from tests.upgradekit import in_the_successor
+from tests.waiting import eventually
 
 Take = Callable[..., Unit]
 ROOT = Path(__file__).parent.parent.parent

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.support import DEADLINE, Client, Metrics, eventually, toml
+from tests.laws import Metrics
+from tests.support import Client, toml
 from tests.systemd.machine import Machine, write
+from tests.waiting import DEADLINE, eventually
 
 SHIPPED = Path(__file__).parent.parent.parent / "deploy" / "systemd"
 LISTENER = '[[listener]]\naddress = "{address}"\nname = "main"\n'

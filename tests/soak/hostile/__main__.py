@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import tests.soak.hostile as campaign
+from tests.procfs import children_of, take_orphans
 from tests.soak.hostile.attack import Lane
 from tests.soak.hostile.crowd import Crowd
 from tests.soak.hostile.plan import ATTACKS, Step, plan
 from tests.soak.hostile.scene import Scene
 from tests.soak.hostile.verdict import Failures, Verdict
-from tests.support import children_of, take_orphans
 
 PR_SET_CHILD_SUBREAPER = 36
 # Kinds of failures after which a campaign ends before its time, and daemons that may die before it does.

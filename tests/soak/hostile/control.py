@@ -11,7 +11,7 @@ from random import Random
 from poold import rpc
 from tests.soak.hostile.attack import Kind, named
 from tests.soak.hostile.scene import Scene, unix_socket
-from tests.support import eventually
+from tests.waiting import eventually
 
 
 def _open(scene: Scene) -> socket.socket:

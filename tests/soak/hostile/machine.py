@@ -12,10 +12,11 @@ from pathlib import Path
 from random import Random
 
 from tests.faultkit import out_of_files
+from tests.procfs import shows, state
 from tests.soak.hostile.attack import Act, Kind, named
 from tests.soak.hostile.scene import Scene
-from tests.support import Client, eventually
-from tests.wirekit import shows, state
+from tests.support import Client
+from tests.waiting import eventually
 
 
 def stopped(word: str, least: float, most: float) -> Act:

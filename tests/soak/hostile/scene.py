@@ -16,9 +16,12 @@ from random import Random
 from typing import Any
 
 from tests.faultkit import Pipe
+from tests.laws import LawKeeper
+from tests.procfs import alive, descendants, title
 from tests.rights import LEFTOVER, broken_rights
 from tests.soak.hostile.logwatch import LogWatch
-from tests.support import HANDLERS, Client, Daemon, LawKeeper, alive, descendants, eventually, title
+from tests.support import HANDLERS, Client, Daemon
+from tests.waiting import eventually
 
 MAX_CHILDREN = 64
 SCRAPES_PER_SECOND = 4

@@ -7,7 +7,7 @@ from random import Random
 
 from tests.soak.hostile.attack import Kind, named
 from tests.soak.hostile.scene import Scene
-from tests.support import eventually
+from tests.waiting import eventually
 
 ODD_ACCEPT = (
     "application/openmetrics-text; version=abc",

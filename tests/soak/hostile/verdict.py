@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests import rights
+from tests.procfs import children_of, descendants, private_kilobytes, stat_fields, title
 from tests.soak.hostile.scene import Scene
-from tests.soak.reloads import private_kilobytes
-from tests.support import children_of, descendants, eventually, stat_fields, title
+from tests.waiting import eventually
 
 # Kilobytes that the master may have more at the end than at the beginning, whatever has been served and reloaded meanwhile; and its
 # shared memory.
