@@ -224,6 +224,57 @@ def test_line_after_a_torn_one() -> None:
         assert [json.loads(line)["event"] for line in rest.splitlines() if line] == ["log_dropped", "whole"]
 
 
+def lines_of(write: int, read: int) -> list[str]:
+    """Return what came through a pipe."""
+    os.close(write)
+    with os.fdopen(read, encoding="utf-8") as file:
+        return file.read().splitlines()
+
+
+@given(st.text(max_size=400))
+def test_one_record_is_one_line(text: str) -> None:
+    """Whatever a field holds, an event is one line of printable text, and JSON when JSON is asked for."""
+    for form in ("text", "json"):
+        read, write = os.pipe()
+        log = Log(write)
+        log.configure(format=form, level="info")
+        log.info("something", peer=text, count=3)
+        [line] = lines_of(write, read)
+        assert line.isprintable()
+        if form == "json":
+            assert json.loads(line)["peer"] == printable(text)
+        assert len(printable(text)) <= FIELD_MAX
+
+
+def test_floods_are_held_back_and_counted() -> None:
+    """Of an event that peers can cause at will, a bounded number of lines is written; the next window says how many were not."""
+    read, write = os.pipe()
+    log = Log(write)
+    log.configure(format="json", level="info")
+    for _ in range(1000):
+        log.info("connection_refused", reason="full")
+    log._windows["connection_refused"].start -= 100
+    log.info("connection_refused", reason="full")
+    records = [json.loads(line) for line in lines_of(write, read)]
+    assert len(records) == LIMITED["connection_refused"] + 1
+    assert records[-1]["suppressed"] == 1000 - LIMITED["connection_refused"]
+
+
+def test_log_never_blocks() -> None:
+    """Lines that a full pipe does not take are dropped and counted, and writing goes on when it is read again."""
+    read, write = os.pipe()
+    log = Log(write)
+    log.configure(format="text", level="info")
+    for _ in range(2000):
+        log.info("something", text="x" * 200)
+    assert log.dropped > 0
+    os.read(read, 1 << 20)
+    dropped = log.dropped
+    log.info("heard", again=True)
+    assert log.dropped == dropped
+    assert lines_of(write, read)[-1].endswith("info heard again=True")
+
+
 # ---- What print() writes to --------------------------------------------------------------------------------------------------
 
 
