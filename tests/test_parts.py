@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from poold import scoreboard as board
 from poold.address import Address, Endpoint
+from poold.childrows import ChildRow, ChildRows, ChildRowsView
 from poold.log import FIELD_MAX, LIMITED, Log, printable
 from poold.master.engine.deadlines import Deadlines
 from poold.master.engine.throttle import DELAY_MAX, DELAY_MIN, Throttle
 from poold.master.pool.pool import CROWD_MAX, CROWD_MIN, HOLDOFF_EACH, holdoff
 from poold.pages import PAGE, Phase, PhaseView
-from poold.scoreboard import Counters, CountersView, Row, Table, TableView, read_only, shared_memory
+from poold.scoreboard import Counters, CountersView, read_only, shared_memory
 from poold.words import Cause, Kind, State
 
 
@@ -135,12 +136,13 @@ def test_listener_names_are_bounded() -> None:
 
 def test_rows() -> None:
     """What is written in a row is what a reader sees, until it is cleared."""
-    table = Table()
+    table = ChildRows()
     fd = read_only(table.fd)
-    view = TableView(fd)
+    view = ChildRowsView(fd)
     os.close(fd)
     rows = [
-        Row(slot, 1000 + slot, Kind.WORKER, State.SERVING, 3, 7, 2, 99, 1.5, 2.5, f"[2001:db8::{slot}]:65535") for slot in (16, 20, 65_000)
+        ChildRow(slot, 1000 + slot, Kind.WORKER, State.SERVING, 3, 7, 2, 99, 1.5, 2.5, f"[2001:db8::{slot}]:65535")
+        for slot in (16, 20, 65_000)
     ]
     for row in rows:
         values = dataclasses.asdict(row)
