@@ -18,13 +18,14 @@ from zlib import crc32
 from poold.scoreboard import seal, shared_memory
 from poold.words import Kind, State
 
-# Workers have no slots below this, so that a flood of workers leaves slots for children of other kinds.
+# Workers have no slots below this, so that a flood of workers leaves slots for children of other
+# kinds.
 AUXILIARY_SLOTS = 16
 WORKERS_MAX = 65_536
 SLOTS = AUXILIARY_SLOTS + WORKERS_MAX
 
-# pid, kind, state, listener, the slot's incarnation, generation, session id, the moments of the birth
-# and of the session's beginning (CLOCK_MONOTONIC), peer
+# pid, kind, state, listener, the slot's incarnation, generation, session id, the moments of the
+# birth and of the session's beginning (CLOCK_MONOTONIC), peer
 PACKED_ROW = struct.Struct("<IBBHIIQdd56s")
 ROW_CHECK = struct.Struct("<I")
 ROW_SIZE = 128
@@ -81,7 +82,7 @@ class ChildRows:
         session_at: float,
         peer: str,
     ) -> None:
-        """Show a child as `ChildRow` describes it."""
+        """Write the row of a child; `ChildRow` says what the fields are."""
         name = peer.encode("utf-8", "replace")[:PEER_BYTES]
         packed = PACKED_ROW.pack(
             pid, KIND_NUMBER[kind], STATE_NUMBER[state], listener, incarnation, generation, session, born_at, session_at, name

@@ -1,8 +1,11 @@
-"""What a row of the table of metrics says, and which cells a row gets. The rows are in `poold.scoreboard`.
+"""Says what a row of the table of metrics holds, and deals out the cells of a row.
+
+The rows stand in `poold.scoreboard`.
 
 A row has a name, a type, a help text and labels. Everything else follows from the rows:
 
-cells        the place of each figure in the shared counters: `MetricTable.add` deals the cells out
+cells        `MetricTable` gives each figure a place in the shared counters
+
 exposition   `poold.exporter.collector` turns every row into a metric family
 status       `poold.report` shows the rows that have a place in `status`
 upgrade      `poold.master.document.tally` carries the rows that are `carried`
@@ -32,7 +35,10 @@ class MetricType(StrEnum):
 
 
 class CellUnit(Enum):
-    """What the integer in a cell counts. A metric tells microseconds as seconds; `poold status` tells a flag as true or false."""
+    """What the integer in a cell counts.
+
+    A metric tells microseconds as seconds; `poold status` tells a flag as true or false.
+    """
 
     ONE = auto()
     MICROSECOND = auto()
@@ -41,7 +47,10 @@ class CellUnit(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Where a histogram's cells are: one for each bucket, one above all of them, then the sum in micro-units."""
+    """Where a histogram's cells are: one for each bucket, one above them, then the sum.
+
+    The sum is in micro-units.
+    """
 
     buckets: tuple[float, ...]
     first: int
@@ -49,10 +58,11 @@ class Histogram:
 
 
 class Labels(ABC, Generic[Places_co]):
-    """The labels of a metric: their names, their values, and how the code that counts addresses the cells."""
+    """The labels of a metric: names, values, and how the code that counts finds the cells."""
 
     names: tuple[str, ...] = ()
-    # Each combination of label values in the order of the cells. None: the values are the listeners' names.
+    # Each combination of label values in the order of the cells. None: the values are the
+    # listeners' names.
     values: tuple[tuple[str, ...], ...] | None = ((),)
     # Upper bounds of a histogram's buckets, in the unit of the metric.
     buckets: tuple[float, ...] = ()
@@ -62,7 +72,7 @@ class Labels(ABC, Generic[Places_co]):
 
     @abstractmethod
     def places(self, first: int) -> Places_co:
-        """Return what the code that counts looks the cells up in, where `first` is the first cell."""
+        """Return what the code that counts finds the cells in, where `first` is the first cell."""
 
 
 class NoLabel(Labels[int]):
@@ -102,7 +112,10 @@ class WordLabels(Labels[dict[tuple[Word, OtherWord], int]]):
 
 
 class FactLabels(Labels[int]):
-    """Labels that tell facts about the program that reads. There is one figure, and the code that counts sets it to 1."""
+    """Labels that tell facts about the program that reads.
+
+    There is one figure, which the code that counts sets to 1.
+    """
 
     def __init__(self, facts: Mapping[str, str]) -> None:
         self.names = tuple(facts)
@@ -144,9 +157,9 @@ class BucketLabel(Labels[Histogram]):
 class Metric:
     """One row. `first` is the first of the row's cells.
 
-    `carried` is the row's name in the state document, "" for a row that a new program begins anew.
-    `status` is the place of the figures in `poold status --json`, "" for none; a dot leads into an object.
-    `line` says whether the figures have a line of their own on the screen of `poold status`.
+    carried   the row's name in the state document, "" for a row that a new program begins anew
+    status    the place in `poold status --json`, "" for none; a dot leads into an object
+    line      whether the screen of `poold status` has a line of the figures
     """
 
     name: str
@@ -167,7 +180,10 @@ class Metric:
         return where
 
     def series(self, listeners: Iterable[str]) -> Series:
-        """Yield label values and cell of each figure of a counter or gauge, with the listeners' names in order of their numbers."""
+        """Yield label values and cell of each figure of a counter or gauge.
+
+        `listeners` has the listeners' names in the order of their numbers.
+        """
         values = ((name,) for name in listeners) if self.labels.values is None else self.labels.values
         return zip(values, count(self.first))
 
@@ -245,7 +261,7 @@ class MetricTable:
         return range(self.size - size, self.size)
 
     def checksum(self) -> int:
-        """Return a number that tells this layout of the cells from one with other rows, words or bounds, or another order."""
+        """Return a number that is another one for other rows, words or bounds, or another order."""
         return crc32(repr((self.size, [_layout(metric) for metric in self.metrics])).encode())
 
 

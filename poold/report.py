@@ -1,7 +1,7 @@
 """Makes what `poold status` and `poold ps` print, from the shared memories of a daemon.
 
-The master answers with descriptors of these memories and with a few words of its own. So the time to
-read a table of thousands is the reader's, and not the master's.
+The master answers with descriptors of these memories and with a few words of its own. So the time
+to read a table of thousands is the reader's, and not the master's.
 """
 
 import json
@@ -39,7 +39,9 @@ class DaemonView:
 
 
 def fetch(places: list[Path], *, statuses: bool = False) -> DaemonView:
-    """Ask the first daemon that listens in one of these places; with `statuses`, also for each session's status text.
+    """Ask the first daemon that listens in one of these places.
+
+    With `statuses`, the daemon is asked for the status text of each session too.
 
     Raises rpc.UnreachableError.
     """
@@ -64,7 +66,7 @@ def _statuses(fd: int) -> dict[str, str]:
 def summary(view: DaemonView) -> dict[str, Any]:
     """Return the figures of `poold status`, all as of one moment.
 
-    They are what the master says, and each row of the table of metrics that has a place in `status`.
+    They are what the master says, and the rows of the table of metrics that have a place in status.
     """
     cells = view.counters.read()
     names = view.counters.names(cells)
@@ -89,7 +91,10 @@ def _figure(metric: Metric, number: int) -> float:
 
 
 def _place(facts: dict[str, Any], metric: Metric, figures: list[tuple[tuple[str, ...], float]]) -> None:
-    """Put a metric's figures in their place: in each listener's object, as an object by label values, or as the one figure."""
+    """Put a metric's figures in their place.
+
+    The figures by listener go into each listener's object. Other labelled figures are an object.
+    """
     if metric.labels.values is None:
         for listener, (_, figure) in zip(facts["listeners"], figures, strict=True):
             listener[metric.status] = figure
@@ -124,7 +129,10 @@ def status(view: DaemonView, *, as_json: bool) -> str:
 
 
 def _json(facts: object) -> str:
-    """Return printable JSON. DEL is the one character that json.dumps leaves unescaped and a terminal acts on."""
+    """Return printable JSON.
+
+    DEL is the one character that json.dumps leaves unescaped and a terminal acts on.
+    """
     return json.dumps(facts, indent=2).replace("\x7f", "\\u007f")
 
 
@@ -169,8 +177,8 @@ def _child(view: DaemonView, row: ChildRow, names: list[str]) -> dict[str, Any]:
 def usage(pid: int) -> tuple[float | None, int | None]:
     """Return CPU seconds and resident bytes of a process, None for what cannot be read.
 
-    Nothing can be read of a process that has gone. Where /proc hides the process (proc(5), hidepid),
-    its CPU clock still tells the CPU time.
+    Nothing can be read of a process that has gone. Where /proc hides the process (proc(5),
+    hidepid), its CPU clock still tells the CPU time.
     """
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
@@ -181,7 +189,9 @@ def usage(pid: int) -> tuple[float | None, int | None]:
 
 
 def _clock(pid: int) -> float | None:
-    """Return the CPU seconds of any process, by the kernel's number for the clock (MAKE_PROCESS_CPUCLOCK).
+    """Return the CPU seconds of any process, also of one that /proc hides.
+
+    The clock's number is made as the kernel does (MAKE_PROCESS_CPUCLOCK).
 
     clock_getcpuclockid(3) makes the same number.
     """

@@ -7,11 +7,12 @@ A metric is one row below: name, type, help, labels. The row deals out the cells
 its left is where the code that counts finds the cells. To add a metric, add a row and the line of
 code that counts. `poold.metrictable` says what follows from a row.
 
-The master keeps its numbers in private memory and publishes them once a turn of its loop. It writes
-the block that is not in use, with a sequence number and a checksum. Then it stores which block is in
-use. A reader copies the block in use and compares the checksum. So all figures of a reading are of
-one moment, and no reader waits for a master that is stopped. Stores are slices of aligned words,
-because `struct.pack_into` writes byte by byte, and a reader could see half of a word.
+The master keeps its numbers in private memory and publishes them once a turn of its loop. The
+master writes the block that is not in use, with a sequence number and a checksum. Then the master
+stores which block is in use. A reader copies the block in use and compares the checksum. So all
+figures of a reading are of one moment, and no reader waits for a master that is stopped. Stores are
+slices of aligned words, because `struct.pack_into` writes byte by byte, and a reader could see half
+of a word.
 
     0     magic                                    4096    names of listeners, 64 of 128 bytes
     8     checksum of the layout of the cells      12288   block 0: sequence, checksum, cells
@@ -66,7 +67,8 @@ BACKLOG_KNOWN = _table.cells(LISTENERS_MAX)
 _OPEN_LISTENER = ListenerLabel(LISTENERS_MAX, BACKLOG_KNOWN)
 # 0 while the master accepts.
 [NOT_ACCEPTING_SINCE] = _table.cells(1)
-# The moment from which on no worker can be born; a later one is a deadline; 0 while workers are born.
+# The moment from which on no worker can be born; a later one is a deadline; 0 while workers are
+# born.
 [BARREN_FROM] = _table.cells(1)
 
 # Children.
@@ -202,7 +204,7 @@ def keep_size(fd: int, more: int = 0) -> None:
 
 
 def read_only(fd: int) -> int:
-    """Return a new descriptor of the same memory that cannot write; the caller closes the descriptor."""
+    """Return a new descriptor of the same memory that cannot write. The caller closes it."""
     return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
 
 
@@ -239,7 +241,10 @@ class Counters:
         return number
 
     def reserve(self, names: Iterable[str]) -> None:
-        """Make sure that `listener` would have a number for each of these names. Raises LookupError."""
+        """Make sure that `listener` would have a number for each of these names.
+
+        Raises LookupError.
+        """
         if len(set(names) | set(self.names)) > LISTENERS_MAX:
             raise LookupError(f"at most {LISTENERS_MAX} listener names can be used in one life of poold; reuse old ones or restart")
 
@@ -274,7 +279,7 @@ class CountersView:
     """
 
     def __init__(self, fd: int) -> None:
-        """Raise ValueError where another version of poold has written the counters; raise OSError."""
+        """Raise ValueError for counters of another version of poold; raise OSError."""
         size = os.fstat(fd).st_size
         self._map = mapped(fd, size=min(size, COUNTERS_SIZE))
         if size != COUNTERS_SIZE or self._map[0:8] != MAGIC or self._map[8:16] != LAYOUT:
@@ -282,7 +287,10 @@ class CountersView:
         self._last = array.array("Q", bytes(8 * CELLS))
 
     def read(self) -> Sequence[int]:
-        """Return every cell as of one moment: of an earlier reading where the writer was faster each time."""
+        """Return every cell as of one moment.
+
+        The cells are those of the last reading where the writer was faster at each try.
+        """
         for _ in range(100):
             at = BLOCKS_AT + (self._map[16] & 1) * BLOCK_SIZE
             block = bytes(self._map[at : at + BLOCK_SIZE])

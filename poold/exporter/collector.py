@@ -1,7 +1,7 @@
-"""Turns the figures of the shared counters into metric families: one family for each row of the table.
+"""Turns the figures of the shared counters into metric families.
 
-Names, help texts and labels stand in the rows of `poold.scoreboard`. Label values are words of closed
-sets and the names of listeners.
+There is one family for each row of the table in `poold.scoreboard`. Label values are words of
+closed sets and the names of listeners.
 """
 
 from collections.abc import Iterator, Sequence

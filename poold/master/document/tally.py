@@ -1,4 +1,6 @@
-"""Carries the counters from one program to the next, by name: another version may keep a counter in another cell.
+"""Carries the counters from one program to the next, by name.
+
+Another version may keep a counter in another cell.
 
 The names are those of the rows in `poold.scoreboard` that are carried, with the label values behind
 them: `refused/full`, `accepted/main`.
@@ -91,7 +93,7 @@ def _read(counters: Counters, where: Histogram) -> HistogramPart:
 
 
 def resume(counters: Counters, tally: TallyPart) -> None:
-    """Go on counting where the program before has stopped; a count that the tally lacks begins at 0.
+    """Go on counting where the program before has stopped. A count that is missing begins at 0.
 
     Raises LookupError when the program before had more listeners' names than there are cells for.
     """

@@ -1,4 +1,7 @@
-"""Writes the figures that nobody counts into the shared counters: of the child table, the sessions, this process."""
+"""Writes the figures that are looked up, and not counted, into the shared counters.
+
+They are figures of the child table, the sessions and this process.
+"""
 
 import os
 import resource
@@ -67,7 +70,10 @@ class Gauges:
         )
 
     def publish(self) -> None:
-        """Publish counters and rows as of this moment. The master's loop calls this at the end of each turn."""
+        """Publish counters and rows as of this moment.
+
+        The master's loop calls this at the end of each turn.
+        """
         cells = self._counters.cells
         stirred, moved = self._table.take_changes()
         for key in stirred:
