@@ -21,7 +21,7 @@ _HISTOGRAMS = {metric.carried: metric.histogram for metric in METRICS if metric.
 
 @dataclass(frozen=True, slots=True)
 class HistogramPart:
-    """Counts by upper bound, one more for what is above them all, and the sum in micro-units."""
+    """Counts by upper bound, one count for what is above all bounds, and the sum in micro-units."""
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
@@ -38,7 +38,7 @@ class HistogramPart:
 
 @dataclass(frozen=True, slots=True)
 class TallyPart:
-    """Counters by name, because the next version may keep them elsewhere; `listeners` has every label used so far, in order."""
+    """Counters by name. `listeners` has the listeners' names in the order of their numbers."""
 
     listeners: tuple[str, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class CountersPart(Part):
 
 
 class Tally:
-    """The owner of what has been counted: what crosses an upgrade of the counters."""
+    """Saves and restores what has been counted."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
