@@ -1,4 +1,8 @@
-"""What `poold status` and `poold ps` print, made from a daemon's shared memories: the master only hands over descriptors."""
+"""Makes what `poold status` and `poold ps` print, from the shared memories of a daemon.
+
+The master answers with descriptors of these memories and with a few words of its own. So the time
+to read a table of thousands is the reader's, and not the master's.
+"""
 
 import json
 import os
@@ -11,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from poold import rpc
-from poold import scoreboard as board
+from poold.childrows import ChildRow, ChildRowsView
 from poold.log import escaped, printable
-from poold.scoreboard import CountersView, Row, TableView
+from poold.metrictable import CellUnit, Metric
+from poold.scoreboard import CHILDREN, METRICS, SESSIONS_ACTIVE, CountersView
 from poold.words import Kind, State
 
 ANSWER_SECONDS = 5.0
@@ -23,24 +28,29 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """A daemon's own words, and its shared memories."""
+class DaemonView:
+    """A daemon's own words in `state`, and its shared memories."""
 
     state: dict[str, Any]
     counters: CountersView
-    table: TableView
-    # What sessions say, by session; {} unless asked for.
+    rows: ChildRowsView
+    # The status text of each session that has one, by session; {} unless asked for.
     statuses: dict[str, str]
 
 
-def fetch(places: list[Path], *, statuses: bool = False) -> View:
-    """Ask the first daemon that listens in one of these places, also for what each session says. Raises rpc.UnreachableError."""
+def fetch(places: list[Path], *, statuses: bool = False) -> DaemonView:
+    """Ask the first daemon that listens in one of these places.
+
+    With `statuses`, the daemon is asked for the status text of each session too.
+
+    Raises rpc.UnreachableError.
+    """
     state, fds = rpc.call(places, {"verb": "view", "statuses": statuses}, timeout=ANSWER_SECONDS)
     try:
         said = state.get("statuses", False)
         if not state.get("ok") or len(fds) < 2 + said:
             raise rpc.UnreachableError(str(state.get("error", "the answer lacks its descriptors")))
-        return View(state, CountersView(fds[0]), TableView(fds[1]), _statuses(fds[2]) if said else {})
+        return DaemonView(state, CountersView(fds[0]), ChildRowsView(fds[1]), _statuses(fds[2]) if said else {})
     except ValueError as error:
         raise rpc.UnreachableError(str(error)) from error
     finally:
@@ -53,39 +63,49 @@ def _statuses(fd: int) -> dict[str, str]:
     return found
 
 
-def summary(view: View) -> dict[str, Any]:
-    """Return the figures of `poold status`, all of one moment."""
+def summary(view: DaemonView) -> dict[str, Any]:
+    """Return the figures of `poold status`, all as of one moment.
+
+    They are what the master says, and the rows of the table of metrics that have a place in status.
+    """
     cells = view.counters.read()
     names = view.counters.names(cells)
     addresses = {listener["name"]: listener["address"] for listener in view.state["listeners"]}
-    return {
+    facts: dict[str, Any] = {
         "version": view.state["version"],
         "pid": view.state["pid"],
         "phase": view.state["phase"],
-        "generation": cells[board.GENERATION],
         "seconds": round(view.state["seconds"], 3),
-        "accepting": bool(cells[board.ACCEPTING]),
-        "listeners": [
-            {"name": name, "address": addresses.get(name), "accepted": cells[board.ACCEPTED[number]]} for number, name in enumerate(names)
-        ],
-        "sessions": {"active": cells[board.SESSIONS_ACTIVE], "serving": cells[board.CHILDREN_ACTIVE]},
-        "children_max": cells[board.CHILDREN_MAX],
-        "spares": cells[board.CHILDREN[Kind.WORKER, State.SPARE]],
-        "spawned": {kind: cells[cell] for kind, cell in board.SPAWNED.items()},
-        "reaped": {kind: cells[cell] for kind, cell in board.REAPED.items()},
-        "failed": {reason: cells[cell] for reason, cell in board.FAILED.items()},
-        "refused": {reason: cells[cell] for reason, cell in board.REFUSED.items()},
-        "ended": {cause: cells[cell] for cause, cell in board.ENDED.items()},
-        "reloads": {result: cells[cell] for result, cell in board.RELOADS.items()},
+        "spares": cells[CHILDREN[Kind.WORKER, State.SPARE]],
+        "listeners": [{"name": name, "address": addresses.get(name)} for name in names],
         "warnings": list(view.state.get("warnings", ())),
-        "last_reload": {
-            "successful": bool(cells[board.RELOAD_SUCCESSFUL]),
-            "applied_at": cells[board.RELOAD_SUCCESS_AT] / 1e6,
-        },
     }
+    for metric in METRICS:
+        if metric.status:
+            _place(facts, metric, [(values, _figure(metric, cells[cell])) for values, cell in metric.series(names)])
+    return facts
 
 
-def status(view: View, *, as_json: bool) -> str:
+def _figure(metric: Metric, number: int) -> float:
+    return bool(number) if metric.unit is CellUnit.FLAG else metric.figure(number)
+
+
+def _place(facts: dict[str, Any], metric: Metric, figures: list[tuple[tuple[str, ...], float]]) -> None:
+    """Put a metric's figures in their place.
+
+    The figures by listener go into each listener's object. Other labelled figures are an object.
+    """
+    if metric.labels.values is None:
+        for listener, (_, figure) in zip(facts["listeners"], figures, strict=True):
+            listener[metric.status] = figure
+        return
+    *above, key = metric.status.split(".")
+    for each in above:
+        facts = facts.setdefault(each, {})
+    facts[key] = {"/".join(values): figure for values, figure in figures} if metric.labels.names else figures[0][1]
+
+
+def status(view: DaemonView, *, as_json: bool) -> str:
     """Return what `poold status` prints."""
     facts = summary(view)
     if as_json:
@@ -97,13 +117,9 @@ def status(view: View, *, as_json: bool) -> str:
         ("generation", f"{facts['generation']}, settings of {applied_at}"),
         ("sessions", f"{facts['sessions']['active']} active of at most {facts['children_max']}"),
         ("spares", f"{facts['spares']}"),
-        ("reaped", _counts(facts["reaped"])),
-        ("failed", _counts(facts["failed"])),
-        ("refused", _counts(facts["refused"])),
-        ("ended", _counts(facts["ended"])),
-        ("reloads", _counts(facts["reloads"])),
-        ("last reload", "applied" if facts["last_reload"]["successful"] else "refused"),
     ]
+    lines += [(metric.status, _counts(facts[metric.status])) for metric in METRICS if metric.line]
+    lines.append(("last reload", "applied" if facts["last_reload"]["successful"] else "refused"))
     lines += [("warning", printable(text)) for text in facts["warnings"]]
     for listener in facts["listeners"]:
         address = listener["address"] or "closed"
@@ -113,28 +129,34 @@ def status(view: View, *, as_json: bool) -> str:
 
 
 def _json(facts: object) -> str:
-    """Return JSON that is printable: of what is not, json.dumps leaves one character as it is."""
+    """Return printable JSON.
+
+    DEL is the one character that json.dumps leaves unescaped and a terminal acts on.
+    """
     return json.dumps(facts, indent=2).replace("\x7f", "\\u007f")
 
 
-def _counts(counts: dict[str, int]) -> str:
+def _counts(counts: dict[str, int] | int) -> str:
+    """Return the total, and the words that have a count."""
+    if isinstance(counts, int):
+        return f"{counts}"
     total = sum(counts.values())
     parts = ", ".join(f"{word} {count}" for word, count in counts.items() if count)
     return f"{total} ({parts})" if parts else f"{total}"
 
 
-def children(view: View, *, as_json: bool) -> str:
+def children(view: DaemonView, *, as_json: bool) -> str:
     """Return what `poold ps` prints."""
     cells = view.counters.read()
     names = view.counters.names(cells)
-    rows = [_child(view, row, names) for row in view.table.rows()]
+    rows = [_child(view, row, names) for row in view.rows.rows()]
     if as_json:
         return _json(rows)
     header = ("PID", "KIND", "STATE", "SESSION", "PEER", "LISTENER", "AGE", "GEN", "CPU", "MEM", "STATUS")
-    return _aligned([header, *(_cells(row) for row in rows)])
+    return _aligned([header, *(_columns(row) for row in rows)])
 
 
-def _child(view: View, row: Row, names: list[str]) -> dict[str, Any]:
+def _child(view: DaemonView, row: ChildRow, names: list[str]) -> dict[str, Any]:
     cpu, memory = usage(row.pid)
     serving = row.session != 0
     return {
@@ -153,9 +175,10 @@ def _child(view: View, row: Row, names: list[str]) -> dict[str, Any]:
 
 
 def usage(pid: int) -> tuple[float | None, int | None]:
-    """Return CPU seconds and resident bytes of a process, None where they cannot be read.
+    """Return CPU seconds and resident bytes of a process, None for what cannot be read.
 
-    The process has gone; or /proc hides what one may not look into (proc(5), hidepid), and then its CPU clock still tells its time.
+    Nothing can be read of a process that has gone. Where /proc hides the process (proc(5),
+    hidepid), its CPU clock still tells the CPU time.
     """
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
@@ -166,14 +189,19 @@ def usage(pid: int) -> tuple[float | None, int | None]:
 
 
 def _clock(pid: int) -> float | None:
-    """Return the CPU seconds of any process (clock_getcpuclockid(3), whose numbers are the kernel's: MAKE_PROCESS_CPUCLOCK)."""
+    """Return the CPU seconds of any process, also of one that /proc hides.
+
+    The clock's number is made as the kernel does (MAKE_PROCESS_CPUCLOCK).
+
+    clock_getcpuclockid(3) makes the same number.
+    """
     try:
         return time.clock_gettime(~pid << 3 | 2)
     except OSError:
         return None
 
 
-def _cells(child: dict[str, Any]) -> tuple[str, ...]:
+def _columns(child: dict[str, Any]) -> tuple[str, ...]:
     return (
         str(child["pid"]),
         child["kind"],
@@ -195,7 +223,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def age(seconds: float) -> str:
-    """Return a length of time as people say it: 12s, 5m03s, 2h05m, 3d04h."""
+    """Return a length of time in the words 12s, 5m03s, 2h05m or 3d04h."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -230,7 +258,7 @@ WOULD = {"opened": "opens", "closed": "closes", "kept": "stays"}
 
 
 def watch_end(places: list[Path], pid: int) -> None:
-    """Wait until a daemon is gone, and show how far it is."""
+    """Wait until a daemon is gone, and show how many sessions are left."""
     try:
         gone = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -242,7 +270,7 @@ def watch_end(places: list[Path], pid: int) -> None:
         try:
             line = escaped(progress(fetch(places)))
         except rpc.UnreachableError:
-            # Its control socket is closed at the very end.
+            # The daemon has closed the control socket, which is one of its last acts.
             continue
         if line != shown:
             shown = line
@@ -252,9 +280,9 @@ def watch_end(places: list[Path], pid: int) -> None:
     os.close(gone)
 
 
-def progress(view: View) -> str:
+def progress(view: DaemonView) -> str:
     """Return how far a stop is, in one line."""
     cells = view.counters.read()
     left = view.state.get("drain_seconds_left")
     waiting = "" if left is None else f", at most {left:.0f} s more"
-    return f"{view.state['phase']}: {cells[board.SESSIONS_ACTIVE]} sessions left{waiting}"
+    return f"{view.state['phase']}: {cells[SESSIONS_ACTIVE]} sessions left{waiting}"

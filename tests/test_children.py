@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from poold.address import Endpoint
+from poold.childrows import AUXILIARY_SLOTS, SLOTS
 from poold.errors import InternalError
 from poold.master.children.table import TRANSITIONS, Child, ChildTable, cause_of, failure_of
 from poold.master.clients.sessions import Session
-from poold.scoreboard import AUXILIARY_SLOTS, SLOTS
 from poold.words import Cause, Failure, Kind, State
 
 PEER = Endpoint(2, raw=("192.0.2.1", 1), host="192.0.2.1", port=1)

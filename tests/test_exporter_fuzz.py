@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, exposition
 
 from poold import scoreboard as board
 from poold.exporter.formats import Format, negotiated
-from poold.exporter.request import LINES_MAX, REQUEST_MAX, Refusal, Request, RequestReader
+from poold.exporter.request import LINES_MAX, REQUEST_MAX, Request, RequestFault, RequestReader
 from poold.exporter.site import hindrance
 from tests.support import Poold
 from tests.waiting import DEADLINE, eventually
@@ -32,7 +32,7 @@ PIECES = st.one_of(
 MESSAGES = st.lists(PIECES, max_size=40).map(b"".join)
 
 
-def read(pieces: Sequence[bytes]) -> tuple[Request | Refusal | None, bytes]:
+def read(pieces: Sequence[bytes]) -> tuple[Request | RequestFault | None, bytes]:
     """Return the verdict on bytes that come in these pieces, and what was left over of them."""
     reader = RequestReader()
     for number, piece in enumerate(pieces):
@@ -66,7 +66,7 @@ def test_every_verdict_is_one(data: bytes) -> None:
             assert re.match(rb"(GET|HEAD) \S+ HTTP/1\.\d\r?\n", data)
             assert verdict.head == data.startswith(b"HEAD")
             assert "?" not in verdict.path
-        case Refusal():
+        case RequestFault():
             assert verdict.status in (400, 405, 414, 431, 501, 505)
             assert verdict.text.isprintable()
         case None:
@@ -163,7 +163,7 @@ def test_whatever_comes_gets_one_answer_or_none(poold: Poold) -> None:
         head, _, content = answer.partition(b"\r\n\r\n")
         assert re.fullmatch(rb"HTTP/1\.0 \d{3} [A-Za-z -]+(\r\n[A-Za-z-]+: [ -~]+)+", head), answer[:200]
         length = int(re.search(rb"\r\nContent-Length: (\d+)\b", head)[1])  # type: ignore[index]
-        if isinstance(verdict, Refusal):
+        if isinstance(verdict, RequestFault):
             assert (status(answer), len(content)) == (verdict.status, length)
         else:
             assert status(answer) in (200, 404)

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from poold.exporter import reception
-from poold.exporter.answer import Answer, answer, told
+from poold.exporter.answer import Answer, http_answer, text_answer
 from poold.exporter.reception import CONNECTIONS_MAX, SCRAPES_MAX, Reception
 from poold.exporter.request import Request
 from tests.waiting import DEADLINE
 
 # More than the kernel takes of anybody.
-HUGE = answer(200, b"x" * (8 << 20))
+HUGE = http_answer(200, b"x" * (8 << 20))
 SCRAPE = b"GET /metrics HTTP/1.1\r\n\r\n"
 HEALTH = b"GET /healthz HTTP/1.1\r\n\r\n"
 
@@ -39,7 +39,7 @@ class Site:
             raise ValueError("a fault of our own")
         if self.held is not None:
             await self.held.wait()
-        return told(200, "ok")
+        return text_answer(200, "ok")
 
 
 class House:
@@ -148,7 +148,7 @@ def test_scrapes_have_their_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             assert house.site.held is not None
             house.site.asked += 1
             await house.site.held.wait()
-            return told(200, "ok")
+            return text_answer(200, "ok")
 
         monkeypatch.setattr(house.site, "answer", held)
         first = [asyncio.ensure_future(house.asks(SCRAPE)) for _ in range(SCRAPES_MAX)]

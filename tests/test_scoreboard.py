@@ -7,8 +7,9 @@ import threading
 import pytest
 
 from poold import scoreboard as board
+from poold.childrows import ChildRow, ChildRows, ChildRowsView
 from poold.pages import PAGE, Phase, PhaseView
-from poold.scoreboard import Counters, CountersView, Row, Table, TableView, read_only, shared_memory
+from poold.scoreboard import Counters, CountersView, read_only, shared_memory
 from poold.words import Cause, Kind, State
 
 
@@ -69,12 +70,13 @@ def test_listener_names_are_bounded() -> None:
 
 def test_rows() -> None:
     """What is written in a row is what a reader sees, until it is cleared."""
-    table = Table()
+    table = ChildRows()
     fd = read_only(table.fd)
-    view = TableView(fd)
+    view = ChildRowsView(fd)
     os.close(fd)
     rows = [
-        Row(slot, 1000 + slot, Kind.WORKER, State.SERVING, 3, 7, 2, 99, 1.5, 2.5, f"[2001:db8::{slot}]:65535") for slot in (16, 20, 65_000)
+        ChildRow(slot, 1000 + slot, Kind.WORKER, State.SERVING, 3, 7, 2, 99, 1.5, 2.5, f"[2001:db8::{slot}]:65535")
+        for slot in (16, 20, 65_000)
     ]
     for row in rows:
         values = dataclasses.asdict(row)

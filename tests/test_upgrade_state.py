@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poold import scoreboard as board
+from poold.childrows import AUXILIARY_SLOTS
 from poold.master.document import tally
 from poold.master.rehearsal import obstacles, verdict
 from poold.master.upgrade import state
 from poold.master.upgrade.state import StateError
-from poold.scoreboard import AUXILIARY_SLOTS, CELLS, Counters
+from poold.scoreboard import CELLS, Counters
 from poold.settings import config, judge
 from poold.settings.schema import settled
 from poold.words import Kind, State

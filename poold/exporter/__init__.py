@@ -1,11 +1,13 @@
-"""The exporter: a process of its own that answers Prometheus from the counters in shared memory.
+"""The exporter: a process that answers Prometheus from the counters in shared memory.
 
-It holds a read-only view, the metrics listener and a lifeline to the master, and nothing else: what a scraper does to it harms
-nobody. It never imports anything of `poold.master`.
+The exporter holds a read-only view of the counters, the metrics listener and a lifeline to the
+master, and nothing else. So what a scraper does to the exporter harms no session. The exporter
+imports nothing of `poold.master`.
 
-    reception ─▶ request ─▶ site ─▶ answer        one exchange: a connection, one request, one answer
+    reception ─▶ request ─▶ site ─▶ answer       an exchange: connection, one request, one answer
                               │
-                 lifeline, formats, collector     is the master there; which format; the figures
+                 lifeline, formats, collector    the master's answer; the format; the figures
 
-One thread, one loop: nobody can make it wait, because nothing in it waits but the loop.
+The exporter has one thread and one loop. Nothing but the loop waits, so no scraper holds up
+another.
 """

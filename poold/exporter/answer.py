@@ -1,4 +1,4 @@
-"""What goes back to a client: a whole HTTP answer. Pure, but for the date."""
+"""Makes whole HTTP answers. Pure, but for the date."""
 
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -9,18 +9,21 @@ PLAIN = "text/plain; charset=utf-8"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer and its length without the content, which HEAD does not get."""
+    """An HTTP answer, and the length of its head: HEAD gets no content."""
 
     whole: bytes
     head_size: int
 
     def bytes_for(self, *, head: bool) -> memoryview:
-        """Return what to send; no copy, because those who ask in the same moment share it."""
+        """Return what to send.
+
+        Nothing is copied, because the clients that ask in the same moment share an answer.
+        """
         return memoryview(self.whole)[: self.head_size if head else None]
 
 
-def answer(status: int, content: bytes, content_type: str = PLAIN) -> Answer:
-    """Return an answer that ends its connection. HTTP/1.0, which is all that is spoken here, has no other (RFC 9112, 9.3)."""
+def http_answer(status: int, content: bytes, content_type: str = PLAIN) -> Answer:
+    """Return an answer that ends its connection, as in HTTP/1.0 (RFC 9112, 9.3)."""
     lines = [
         f"HTTP/1.0 {status} {HTTPStatus(status).phrase}",
         f"Date: {formatdate(usegmt=True)}",
@@ -29,12 +32,12 @@ def answer(status: int, content: bytes, content_type: str = PLAIN) -> Answer:
         "Connection: close",
     ]
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        # Without it a 405 is none (RFC 9110, 15.5.6).
+        # A 405 must name the methods that are allowed (RFC 9110, 15.5.6).
         lines.append("Allow: GET, HEAD")
     head = "\r\n".join([*lines, "", ""]).encode("latin-1")
     return Answer(head + content, len(head))
 
 
-def told(status: int, text: str) -> Answer:
-    """Return an answer that is a line of text."""
-    return answer(status, f"{text}\n".encode())
+def text_answer(status: int, text: str) -> Answer:
+    """Return an answer whose content is a line of text."""
+    return http_answer(status, f"{text}\n".encode())

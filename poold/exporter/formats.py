@@ -1,31 +1,34 @@
-"""Which exposition format a scraper gets. Pure; whatever an Accept header says, there is an answer.
+"""Chooses the exposition format that a scraper gets. Pure. Every Accept header has a format.
 
-prometheus_client reads the header itself, but takes the first format that it knows for the best, overlooks weights and upper case,
-writes the version it was asked for into its answer, and raises ValueError for a version that is no number. So it is asked for
-one of the two formats by its proper name, and never sees a header.
+prometheus_client can read the header too, and then takes the first format that the library knows.
+The library overlooks weights and upper case, and writes the version of the header into the answer.
+A version that is no number makes the library raise ValueError. So the exporter passes one of the
+two formats by its proper name, and never a header.
 """
 
 import re
 from enum import StrEnum
 
 _OPENMETRICS = "application/openmetrics-text"
-# What is written is valid in each of them; no version asks for any.
+# The exposition is valid in each of these versions. A header without a version takes any.
 _OPENMETRICS_VERSIONS = ("", "1.0.0")
 _TEXT_VERSIONS = ("", "0.0.4", "1.0.0")
 _WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 
 
 class Format(StrEnum):
-    """A format, as prometheus_client is asked for it."""
+    """A format, by the name that prometheus_client knows."""
 
     TEXT = "text/plain; version=0.0.4"
     OPENMETRICS = f"{_OPENMETRICS}; version=1.0.0"
 
 
 def negotiated(accept: str) -> Format:
-    """Return the format that an Accept header likes best (RFC 9110, 12.5.1): OpenMetrics where it is named and not liked less than text.
+    """Return the format that an Accept header prefers (RFC 9110, 12.5.1).
 
-    Text where neither is wanted, as for every header that cannot be understood: a scrape that says too much is better than none.
+    OpenMetrics is chosen where the header names OpenMetrics with no less weight than text. Text is
+    chosen otherwise, also where the header wants neither, because an error would tell a scraper
+    nothing.
     """
     text = openmetrics = 0.0
     for part in accept.split(","):
@@ -38,7 +41,10 @@ def negotiated(accept: str) -> Format:
 
 
 def _media_range(part: str) -> tuple[str, str, float]:
-    """Return type, version ("" for none) and weight of one of an Accept header's parts; 0 for a weight that is none."""
+    """Return type, version ("" for none) and weight of one part of an Accept header.
+
+    A malformed weight is 0.
+    """
     kind, *parameters = part.split(";")
     values = {name.strip().lower(): value.strip().strip('"') for name, _, value in (each.partition("=") for each in parameters)}
     weight = values.get("q", "1")

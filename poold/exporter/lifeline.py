@@ -1,7 +1,8 @@
-"""The exporter's end of the lifeline: asks whether the master's loop turns, answers when the master asks, hears the end.
+"""The exporter's end of the lifeline: asks whether the master's loop turns, and answers the master.
 
-Who asks before a question is sent shares it, and with it whatever is made of the answer; who asks later waits for the next one,
-because an answer that is on its way already may be of a moment before.
+Exchanges that ask before a question is sent share the question, and what is made of the answer. An
+exchange that asks later waits for the next question, because the answer that is on its way may tell
+of an earlier moment.
 """
 
 import asyncio
@@ -12,14 +13,14 @@ from poold.exporter.formats import Format
 from poold.lifeline import ANSWER, QUESTION, WORDS_MAX
 
 
-class Moment:
-    """One question to the master: whether it was answered, and what was made for those who asked at that time, by format."""
+class Inquiry:
+    """One question to the master, and the expositions made after the answer, by format."""
 
-    __slots__ = ("_answered", "made")
+    __slots__ = ("_answered", "expositions")
 
     def __init__(self) -> None:
         self._answered = asyncio.get_running_loop().create_future()
-        self.made: dict[Format, Answer] = {}
+        self.expositions: dict[Format, Answer] = {}
 
     def settle(self) -> None:
         """Note that the master has answered."""
@@ -27,29 +28,34 @@ class Moment:
             self._answered.set_result(None)
 
     async def answered(self, seconds: float) -> bool:
-        """Wait so long at most; say whether the master's loop has turned since the question."""
+        """Wait at most so long; return whether the master's loop has turned since the question."""
         await asyncio.wait((self._answered,), timeout=seconds)
         return self._answered.done()
 
 
 class Lifeline:
-    """Asks and answers; `ended` is done when the master wants this process to leave. To be made inside a running loop."""
+    """Asks the master, and answers the master's questions.
+
+    `ended` is done when the master wants this process to leave.
+
+    A Lifeline is made inside a running loop.
+    """
 
     def __init__(self, end: socket.socket) -> None:
-        """Own a stream that does not block."""
+        """Take over the exporter's end of the stream, which does not block."""
         self._end = end
         self._loop = asyncio.get_running_loop()
-        # The question that is open, and the one that is sent after its answer.
-        self._open: Moment | None = None
-        self._next: Moment | None = None
+        # The question that is open, and the question that is sent after its answer.
+        self._open: Inquiry | None = None
+        self._next: Inquiry | None = None
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self._loop.add_reader(end, self._read)
 
-    def ask(self) -> Moment:
-        """Ask the master now."""
+    def ask(self) -> Inquiry:
+        """Return the next question to the master, which this turn of the loop sends."""
         if self._next is None:
-            self._next = Moment()
-            # Not before everybody has asked for whom it is time in this turn of the loop.
+            self._next = Inquiry()
+            # The other exchanges of this turn of the loop ask first, and share the question.
             self._loop.call_soon(self._send_next)
         return self._next
 
@@ -58,7 +64,8 @@ class Lifeline:
             return
         self._open, self._next = self._next, None
         if self.ended.done():
-            # The end is a word of the master's too, and the last one: its loop has turned. (With a dead master this process is dead.)
+            # A living master has closed the stream in its loop, so the loop has turned. The
+            # exporter of a dead master is dead (prctl(2), PR_SET_PDEATHSIG).
             self._answered()
         else:
             self._say(QUESTION)
@@ -67,7 +74,8 @@ class Lifeline:
         try:
             self._end.send(word, socket.MSG_NOSIGNAL)
         except OSError:
-            # The master is gone, and the end of the stream, which is on its way, says so. It cannot be full: see `poold.lifeline`.
+            # The master is gone, and the end of the stream will say so. The stream cannot be full:
+            # see `poold.lifeline`.
             return
 
     def _read(self) -> None:
@@ -76,7 +84,7 @@ class Lifeline:
         except BlockingIOError:
             return
         except ConnectionResetError:
-            # The master has gone with a question unread: an end all the same.
+            # The master has gone with a question unread.
             words = b""
         if not words:
             self._loop.remove_reader(self._end)

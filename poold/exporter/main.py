@@ -1,6 +1,9 @@
-"""The exporter's process: takes what the master gives it, becomes the helper user, and answers until the master is gone.
+"""Runs the exporter's process, from its descriptors to its end.
 
-EOF on the lifeline asks it to leave; it does not outlive the master. It ends by itself when it is of no use: another one is started.
+The exporter becomes the helper user first, and then answers scrapers.
+
+EOF on the lifeline asks the exporter to leave. The exporter does not outlive the master. An
+exporter that can answer nobody ends by itself, and the master starts another one.
 """
 
 import asyncio
@@ -20,24 +23,24 @@ from poold.log import log, trace
 from poold.scoreboard import CountersView
 from poold.title import set_title
 
-# How long exchanges that have begun may take when the master asks this process to leave.
+# Seconds that exchanges have left when the master asks this process to leave.
 GOODBYE_SECONDS = 1.0
 
 
-async def answer(view: CountersView, end: socket.socket, listener: socket.socket) -> int:
-    """Answer until the end of the lifeline; return the exit status."""
+async def answer_scrapers(view: CountersView, end: socket.socket, listener: socket.socket) -> int:
+    """Answer scrapers until the end of the lifeline; return the exit status."""
     loop = asyncio.get_running_loop()
     lifeline = Lifeline(end)
     reception = Reception(listener, Site(view, lifeline))
 
     def fault(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """End after an error of our own in a callback, where nobody can tell what it has left undone."""
+        """End the process after a fault in a callback, because the callback may be half done."""
         error = context.get("exception")
         log.error("scrape_failed", error=context["message"], traceback=trace(error) if error is not None else None)
         reception.give_up()
 
     loop.set_exception_handler(fault)
-    # What a crowd is the reason for is said in few lines; how many more there were, when it is over.
+    # The log limits the lines that a crowd causes, and tells their number when the crowd is over.
     log.later = loop.call_later
     # The first question tells the master that scrapes are answered from now on.
     lifeline.ask()
@@ -68,6 +71,6 @@ def main() -> None:
     end, listener = socket.socket(fileno=fds["lifeline"]), socket.socket(fileno=fds["listener"])
     end.setblocking(False)
     listener.setblocking(False)
-    status = asyncio.run(answer(view, end, listener))
+    status = asyncio.run(answer_scrapers(view, end, listener))
     log.tell_held_back(all=True)
     os._exit(status)

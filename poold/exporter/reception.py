@@ -1,9 +1,12 @@
-"""Lets clients in, and out again: so many at once, each for one request and one answer, and none for long.
+"""Accepts clients of the metrics listener, each for one request and one answer.
 
-There is a bounded number of places. A client that has yet to finish its request, or to take its answer, has its place on
-sufferance: the oldest of those is closed when a newcomer needs one. So nobody is shut out by clients that do nothing. Who waits for
-this process is never closed; should all places be theirs, newcomers wait in the kernel's queue, which is as long as the master takes
-to answer at most. Scrapes may have half of the places: the other half is for health checks, whose answers are small and quick.
+Number and time of the exchanges are bounded.
+
+A newcomer that finds no place free gets the place of another exchange. That exchange is the one
+that has waited longest for its client to send or to take bytes. So clients that do nothing shut no
+other client out. An exchange that waits for this process is never closed. Where all places are
+taken by such exchanges, newcomers wait in the kernel's queue until the master has answered. Scrapes
+have at most half of the places. The other half is for health checks, whose answers are small.
 """
 
 import asyncio
@@ -11,30 +14,35 @@ import errno
 import socket
 from dataclasses import dataclass
 
-from poold.exporter.answer import Answer, told
-from poold.exporter.request import REQUEST_MAX, Refusal, Request, RequestReader
+from poold.exporter.answer import Answer, text_answer
+from poold.exporter.request import REQUEST_MAX, Request, RequestFault, RequestReader
 from poold.exporter.site import METRICS, Site
 from poold.log import log, trace
 
 CONNECTIONS_MAX = 64
 SCRAPES_MAX = 32
-# One client's request and answer, whatever it sends or takes byte by byte.
+# Seconds that one exchange may take, however slowly the client sends or takes bytes.
 EXCHANGE_SECONDS = 5.0
-# What a client that has been answered still sends is thrown away, so many reads of it and for so long: closing with something unread
-# would be a reset, which may overtake the answer (RFC 9112, 9.6).
+# What a client sends after its answer is read and thrown away, within these bounds. To close with
+# bytes unread would send a reset, which may overtake the answer (RFC 9112, 9.6).
 LINGER_READS = 64
 LINGER_SECONDS = 1.0
 LINGER_BYTES = 65536
-# How long to leave accept alone after an error of its own, and for how long that may go on.
+# Seconds without accept after an error of accept's own, and seconds of errors after which to give
+# up.
 PAUSE = 0.1
 GIVE_UP_AFTER = 5.0
-# What another connection's end would mend.
+# The shortages that the end of another connection mends.
 SHORTAGES = {errno.EMFILE, errno.ENFILE}
 
 
 @dataclass(slots=True, eq=False)
 class Exchange:
-    """A connection. Unless it is `served`, it waits for its client and may be closed for another one; `scrape` is set for a scrape."""
+    """A connection.
+
+    `served`: the exchange waits for this process, and not for its client. `scrape`: the path is
+    /metrics.
+    """
 
     task: "asyncio.Task[None] | None" = None
     served: bool = False
@@ -42,14 +50,20 @@ class Exchange:
 
 
 class Reception:
-    """Everybody who is in. `broken` is done when this process is of no use any more. To be made inside a running loop."""
+    """Holds the exchanges. `broken` is done when this process can answer nobody any more.
+
+    A Reception is made inside a running loop.
+    """
 
     def __init__(self, listener: socket.socket, site: Site) -> None:
-        """Take a listener that does not block: another exporter may accept from it too while one takes the other's place."""
+        """Watch a listener that does not block.
+
+        While one exporter takes another's place, both of them accept.
+        """
         self._listener = listener
         self._site = site
         self._loop = asyncio.get_running_loop()
-        # The oldest first.
+        # The oldest exchange stands first.
         self._exchanges: dict[Exchange, None] = {}
         self._watched = False
         self._paused = False
@@ -71,18 +85,25 @@ class Reception:
         return len(self._exchanges) < CONNECTIONS_MAX or self._oldest() is not None
 
     def _oldest(self, *, scrapes: bool = False) -> Exchange | None:
-        """Return who has waited longest for its own client, of the scrapes or of all."""
+        """Return the exchange that has waited longest for its client; None where none waits.
+
+        With `scrapes`, only scrapes are looked at.
+        """
         return next((each for each in self._exchanges if not each.served and each.scrape >= scrapes), None)
 
     def _newcomer(self) -> None:
-        """Let one in: it says what it has to say before the next one comes, so that only those are closed who have said nothing."""
+        """Accept one client.
+
+        The loop reads the client's request before the next call, so that no finished request is
+        closed.
+        """
         if not self._has_room():
             self._look()
             return
         try:
             self._accept()
         except BlockingIOError:
-            # Another exporter was faster.
+            # Another exporter has accepted the client.
             pass
         except OSError as error:
             self._failed(error)
@@ -90,7 +111,7 @@ class Reception:
         self._failing_since = None
 
     def _accept(self) -> None:
-        """Let one in for whom there is room. Raises OSError (accept(2))."""
+        """Accept a client that there is room for. Raises OSError (accept(2))."""
         client, _ = self._listener.accept()
         client.setblocking(False)
         if len(self._exchanges) >= CONNECTIONS_MAX:
@@ -100,7 +121,7 @@ class Reception:
         exchange.task = self._loop.create_task(self._exchange(exchange, client))
 
     def _close(self, exchange: Exchange | None) -> None:
-        """Close somebody for somebody else's sake."""
+        """Close an exchange, so that another one gets the place."""
         if exchange is None or exchange.task is None:
             return
         self._dropped("crowd")
@@ -112,7 +133,10 @@ class Reception:
         log.warning("scraper_dropped", reason=reason)
 
     def _failed(self, error: OSError) -> None:
-        """Leave accept alone for a moment; when that does not help for long, this process is of no use: another one may be."""
+        """Pause after an error of accept.
+
+        Give up after `GIVE_UP_AFTER`, because another process may have no such error.
+        """
         now = self._loop.time()
         log.warning("accept_error", listener="metrics", error=error.strerror)
         if error.errno in SHORTAGES:
@@ -130,12 +154,12 @@ class Reception:
         self._look()
 
     def give_up(self) -> None:
-        """Note that this process is of no use."""
+        """Note that this process can answer nobody any more."""
         if not self.broken.done():
             self.broken.set_result(None)
 
     async def _exchange(self, exchange: Exchange, client: socket.socket) -> None:
-        """Have one client's exchange, and close it."""
+        """Have the exchange with one client, and close the connection."""
         with client:
             try:
                 async with asyncio.timeout(EXCHANGE_SECONDS):
@@ -143,16 +167,16 @@ class Reception:
             except TimeoutError:
                 self._dropped("slow")
             except OSError:
-                # The client has gone, or has reset: its own affair.
+                # The client has gone, or has reset the connection.
                 pass
             finally:
                 self._exchanges.pop(exchange, None)
                 self._look()
 
     async def _talk(self, exchange: Exchange, client: socket.socket) -> None:
-        """Raise OSError where the client has gone, TimeoutError."""
+        """Read a request and send the answer. Raises OSError where the client has gone."""
         reader = RequestReader()
-        verdict: Request | Refusal | None = None
+        verdict: Request | RequestFault | None = None
         while verdict is None:
             data = await self._loop.sock_recv(client, REQUEST_MAX)
             if not data:
@@ -164,25 +188,31 @@ class Reception:
         self._look()
         head = isinstance(verdict, Request) and verdict.head
         await self._loop.sock_sendall(client, answer.bytes_for(head=head))
-        if reader.rest or isinstance(verdict, Refusal):
+        if reader.rest or isinstance(verdict, RequestFault):
             await self._linger(client)
 
-    async def _answer(self, exchange: Exchange, verdict: Request | Refusal) -> Answer:
-        """Return the answer; one that cannot be made is our fault, said in the log, and told."""
-        if isinstance(verdict, Refusal):
-            return told(verdict.status, verdict.text)
+    async def _answer(self, exchange: Exchange, verdict: Request | RequestFault) -> Answer:
+        """Return the answer.
+
+        An answer that cannot be made is a fault of poold's own, and goes to the log and the client.
+        """
+        if isinstance(verdict, RequestFault):
+            return text_answer(verdict.status, verdict.text)
         if verdict.path == METRICS and not self._may_scrape():
             self._dropped("busy")
-            return told(503, f"{SCRAPES_MAX} scrapes are being answered already")
+            return text_answer(503, f"{SCRAPES_MAX} scrapes are being answered already")
         exchange.scrape = verdict.path == METRICS
         try:
             return await self._site.answer(verdict)
         except Exception as error:
             log.error("scrape_failed", error=type(error).__name__, traceback=trace(error))
-            return told(500, "the answer could not be made; the log says why")
+            return text_answer(500, "the answer could not be made; the log says why")
 
     def _may_scrape(self) -> bool:
-        """Say whether there is a place for one more scrape, after making one if need be."""
+        """Return whether there is a place for one more scrape.
+
+        The scrape that has waited longest for its client gives way.
+        """
         if sum(each.scrape for each in self._exchanges) < SCRAPES_MAX:
             return True
         slowest = self._oldest(scrapes=True)
@@ -197,21 +227,21 @@ class Reception:
                     if not await self._loop.sock_recv(client, LINGER_BYTES):
                         return
         except TimeoutError:
-            # It has had its answer, and time to take it.
+            # The client has had time to take its answer.
             return
 
     async def finish(self, seconds: float) -> None:
-        """Answer who has come by now, within so many seconds, and let nobody in any more."""
+        """Answer the clients that have connected by now within so many seconds, and no others."""
         self._leaving = True
         self._look()
         until = self._loop.time() + seconds
         try:
             while self._loop.time() < until and self._has_room():
                 self._accept()
-                # It says what it has to say before the next one comes.
+                # The loop reads the client's request before the next accept, as in `_newcomer`.
                 await asyncio.sleep(0)
         except OSError:
-            # Nobody waits any more, or nobody can be let in: those who are in remain.
+            # No client waits in the queue, or none can be accepted.
             pass
         tasks = [each.task for each in self._exchanges if each.task is not None]
         if tasks:

@@ -27,6 +27,7 @@ from typing import Any
 from poold import __version__, channel, sandbox
 from poold.address import Address, Scheme
 from poold.channel import MADE, Word
+from poold.childrows import AUXILIARY_SLOTS
 from poold.errors import ExitCode, Problem
 from poold.log import log, trace
 from poold.master import successor
@@ -38,7 +39,7 @@ from poold.master.clients.sockets import SocketPart
 from poold.master.pool.molds import MoldPart
 from poold.master.upgrade.state import StateDocument
 from poold.pages import PAGE
-from poold.scoreboard import AUXILIARY_SLOTS, keep_size, shared_memory
+from poold.scoreboard import keep_size, shared_memory
 from poold.words import Kind, State
 
 # Above every pid that the kernel gives out (proc_sys_kernel(5), pid_max: at most 1 << 22).

@@ -5,10 +5,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from poold.childrows import SLOTS, ChildRows
 from poold.log import log
 from poold.master.document.part import Part
 from poold.pages import PAGE, Phase
-from poold.scoreboard import SLOTS, Counters, Table, keep_size, read_only, shared_memory
+from poold.scoreboard import Counters, keep_size, read_only, shared_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Memories:
     """
 
     counters: Counters
-    rows: Table
+    rows: ChildRows
     phase: Phase
     phase_fd: int
     common: int
@@ -50,7 +51,7 @@ class Memories:
 
 def share(inherited: MemoriesPart | None = None) -> Memories:
     """Make the shared memories, or those that are not inherited. Raises OSError."""
-    counters, rows = Counters(), Table()
+    counters, rows = Counters(), ChildRows()
     if inherited is None:
         common, phase = shared_memory("activity", SLOTS * PAGE), shared_memory("phase", PAGE)
     else:

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from poold.channel import Wire
+from poold.childrows import AUXILIARY_SLOTS, SLOTS
 from poold.errors import InternalError
 from poold.master.clients.sessions import Session, SessionPart
 from poold.master.document.part import descriptor, within
 from poold.master.engine.deadlines import Deadline
-from poold.scoreboard import AUXILIARY_SLOTS, SLOTS
 from poold.words import Cause, Failure, Kind, State
 
 TRANSITIONS: dict[State, frozenset[State]] = {

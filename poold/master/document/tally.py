@@ -1,19 +1,27 @@
-"""Counters from one program to the next: by name, because another version may have other ones, in other places."""
+"""Carries the counters from one program to the next, by name.
+
+Another version may keep a counter in another cell.
+
+The names are those of the rows in `poold.scoreboard` that are carried, with the label values behind
+them: `refused/full`, `accepted/main`.
+"""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from poold import scoreboard as board
 from poold.log import log
 from poold.master.document.part import Part, within
-from poold.scoreboard import Counters, Histogram
+from poold.metrictable import Histogram, MetricType
+from poold.scoreboard import LOG_DROPPED, METRICS, Counters
+
+_COUNTED = [metric for metric in METRICS if metric.carried and metric.type is not MetricType.HISTOGRAM]
+_HISTOGRAMS = {metric.carried: metric.histogram for metric in METRICS if metric.carried and metric.type is MetricType.HISTOGRAM}
 
 
 @dataclass(frozen=True, slots=True)
 class HistogramPart:
-    """Counts by upper bound, one more for what is above them all, and the sum in micro-units."""
+    """Counts by upper bound, one count for what is above all bounds, and the sum in micro-units."""
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
@@ -30,7 +38,7 @@ class HistogramPart:
 
 @dataclass(frozen=True, slots=True)
 class TallyPart:
-    """Counters by name, because the next version may keep them elsewhere; `listeners` has every label used so far, in order."""
+    """Counters by name. `listeners` has the listeners' names in the order of their numbers."""
 
     listeners: tuple[str, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
@@ -49,7 +57,7 @@ class CountersPart(Part):
 
 
 class Tally:
-    """The owner of what has been counted: what crosses an upgrade of the counters."""
+    """Saves and restores what has been counted."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
@@ -63,49 +71,18 @@ class Tally:
         resume(self._counters, part.tally)
 
 
-_WORDS: dict[str, Mapping[Any, int]] = {
-    "refused": board.REFUSED,
-    "ended": board.ENDED,
-    "spawned": board.SPAWNED,
-    "reaped": board.REAPED,
-    "failed": board.FAILED,
-    "fork_failures": board.FORK_FAILURES,
-    "accept_errors": board.ACCEPT_ERRORS,
-    "reloads": board.RELOADS,
-    "upgrades": board.UPGRADES,
-}
-_SINGLE = {
-    "unknown_reaped": board.UNKNOWN_REAPED,
-    "reload_successful": board.RELOAD_SUCCESSFUL,
-    "reload_success_at": board.RELOAD_SUCCESS_AT,
-    "log_dropped": board.LOG_DROPPED,
-    "loop_errors": board.LOOP_ERRORS,
-    "mold_starts": board.MOLD_STARTS,
-    "process_started": board.PROCESS_STARTED,
-}
-_HISTOGRAMS = {
-    "session_seconds": board.SESSION_SECONDS,
-    "cpu_seconds": board.CPU_SECONDS,
-    "memory_bytes": board.MEMORY_BYTES,
-    "handover_seconds": board.HANDOVER_SECONDS,
-    "loop_seconds": board.LOOP_SECONDS,
-}
-
-
-def _cells(listeners: list[str]) -> Iterator[tuple[str, int]]:
-    """Yield name and cell of each counter that is not part of a histogram."""
-    yield from _SINGLE.items()
-    for table, cells in _WORDS.items():
-        yield from ((f"{table}/{word}", cell) for word, cell in cells.items())
-    yield from ((f"accepted/{name}", board.ACCEPTED[number]) for number, name in enumerate(listeners))
+def _named_cells(listeners: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Yield name and cell of each figure that is carried, but for those of histograms."""
+    for metric in _COUNTED:
+        yield from (("/".join((metric.carried, *values)), cell) for values, cell in metric.series(listeners))
 
 
 def taken(counters: Counters) -> TallyPart:
     """Return what has been counted so far."""
-    listeners = list(counters.names)
+    listeners = tuple(counters.names)
     return TallyPart(
-        listeners=tuple(listeners),
-        counts={name: counters.cells[cell] for name, cell in _cells(listeners)},
+        listeners=listeners,
+        counts={name: counters.cells[cell] for name, cell in _named_cells(listeners)},
         histograms={name: _read(counters, where) for name, where in _HISTOGRAMS.items()},
     )
 
@@ -116,20 +93,26 @@ def _read(counters: Counters, where: Histogram) -> HistogramPart:
 
 
 def resume(counters: Counters, tally: TallyPart) -> None:
-    """Go on counting where the program before has stopped. Raises LookupError when it had more listeners' names than there is room for."""
+    """Go on counting where the program before has stopped. A count that is missing begins at 0.
+
+    Raises LookupError when the program before had more listeners' names than there are cells for.
+    """
     for name in tally.listeners:
         counters.listener(name)
-    for name, cell in _cells(list(counters.names)):
+    for name, cell in _named_cells(tuple(counters.names)):
         counters.cells[cell] = tally.counts.get(name, 0)
     for name, part in tally.histograms.items():
         if name in _HISTOGRAMS:
             _write(counters, _HISTOGRAMS[name], part)
-    # Kept where it is counted, and copied into the cell each turn.
-    log.dropped += counters.cells[board.LOG_DROPPED]
+    # The log counts these lines, and `Gauges` copies the count into the cell each turn.
+    log.dropped += counters.cells[LOG_DROPPED]
 
 
 def _write(counters: Counters, where: Histogram, part: HistogramPart) -> None:
-    """Add counts to the buckets they belong to; where the bounds have changed, to the next wider one, so that none is lost."""
+    """Add counts to the buckets they belong to.
+
+    A count whose bound is gone goes to the next wider bucket, so that the number of values stays.
+    """
     for bound, count in zip((*part.bounds, float("inf")), part.counts, strict=True):
         wider = next((index for index, each in enumerate(where.buckets) if bound <= each), len(where.buckets))
         counters.cells[where.first + wider] += count

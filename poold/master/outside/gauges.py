@@ -1,9 +1,13 @@
-"""What the counters show that is not counted but looked at: the table, the sessions, this process."""
+"""Writes the figures that are looked up, and not counted, into the shared counters.
+
+They are figures of the child table, the sessions and this process.
+"""
 
 import os
 import resource
 import time
 
+from poold.childrows import NO_LISTENER, ChildRows
 from poold.log import log
 from poold.master.children.table import Child, ChildTable
 from poold.master.clients.sessions import Sessions
@@ -12,6 +16,7 @@ from poold.master.engine.loop import Loop
 from poold.master.pool.pool import Pool
 from poold.scoreboard import (
     BARREN_FROM,
+    BUILD_INFO,
     CHILDREN,
     CHILDREN_ACTIVE,
     CHILDREN_MAX,
@@ -19,7 +24,6 @@ from poold.scoreboard import (
     LOG_DROPPED,
     LOOP_ERRORS,
     LOOP_SECONDS,
-    NO_LISTENER,
     PROCESS_CPU,
     PROCESS_FDS,
     PROCESS_FDS_MAX,
@@ -28,17 +32,16 @@ from poold.scoreboard import (
     PROCESS_VIRTUAL,
     SESSIONS_ACTIVE,
     Counters,
-    Table,
 )
 
 _PAGE = resource.getpagesize()
 
 
 class Gauges:
-    """Keeps the shared counters and rows in step with the master's own tables."""
+    """Keeps the shared counters and rows equal to the master's own tables."""
 
     def __init__(
-        self, *, current: Current, loop: Loop, table: ChildTable, sessions: Sessions, pool: Pool, counters: Counters, rows: Table
+        self, *, current: Current, loop: Loop, table: ChildTable, sessions: Sessions, pool: Pool, counters: Counters, rows: ChildRows
     ) -> None:
         self._current = current
         self._loop = loop
@@ -47,6 +50,7 @@ class Gauges:
         self._pool = pool
         self._counters = counters
         self._rows = rows
+        counters.cells[BUILD_INFO] = 1
         counters.cells[PROCESS_STARTED] = int(time.time() * 1_000_000)
 
     def _write(self, child: Child) -> None:
@@ -66,7 +70,10 @@ class Gauges:
         )
 
     def publish(self) -> None:
-        """Publish the counters as of this moment; the last thing in a turn."""
+        """Publish counters and rows as of this moment.
+
+        The master's loop calls this at the end of each turn.
+        """
         cells = self._counters.cells
         stirred, moved = self._table.take_changes()
         for key in stirred:
@@ -87,7 +94,7 @@ class Gauges:
         self._counters.publish()
 
     def measure(self) -> None:
-        """Look at this process."""
+        """Write what the kernel tells of this process."""
         cells = self._counters.cells
         usage = resource.getrusage(resource.RUSAGE_SELF)
         cells[PROCESS_CPU] = int((usage.ru_utime + usage.ru_stime) * 1_000_000)
@@ -97,8 +104,8 @@ class Gauges:
                 virtual, resident = statm.read().split()[:2]
             cells[PROCESS_VIRTUAL] = int(virtual) * _PAGE
             cells[PROCESS_RESIDENT] = int(resident) * _PAGE
-            # One of them is the listing's own.
+            # One of the descriptors is the listing's own.
             cells[PROCESS_FDS] = len(os.listdir("/proc/self/fd")) - 1
         except OSError:
-            # No descriptor to look with: all of them are in use.
+            # There is no descriptor to read /proc with, so all of them are in use.
             cells[PROCESS_FDS] = cells[PROCESS_FDS_MAX]
