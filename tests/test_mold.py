@@ -216,6 +216,7 @@ def test_weight_of_the_mold(poold: Poold) -> None:
     assert ours == {
         "poold",
         "poold.address",
+        "poold.arguments",
         "poold.channel",
         "poold.connection",
         "poold.errors",
@@ -229,6 +230,7 @@ def test_weight_of_the_mold(poold: Poold) -> None:
         "poold.mold.warmup",
         "poold.mold.scout",
         "poold.pages",
+        "poold.plain",
         "poold.sandbox",
         "poold.stream",
         "poold.title",
