@@ -28,7 +28,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
-from poold.pages import mapped
+from poold.pages import map_memory
 from poold.words import ACCEPT_ERRNOS, FORK_ERRNOS, Cause, Failure, Kind, Refusal, ReloadResult, State, UpgradeResult
 
 MAGIC = b"poold\0\0\1"
@@ -230,7 +230,7 @@ class CountersView:
     def __init__(self, fd: int) -> None:
         """Raise ValueError where another version of poold has written them, OSError."""
         size = os.fstat(fd).st_size
-        self._map = mapped(fd, size=min(size, COUNTERS_SIZE))
+        self._map = map_memory(fd, size=min(size, COUNTERS_SIZE))
         if size != COUNTERS_SIZE or self._map[0:8] != MAGIC or int.from_bytes(self._map[8:16], "little") != CELLS:
             raise ValueError("the counters have another layout; they belong to another version of poold")
         self._last = array.array("Q", bytes(8 * CELLS))

@@ -16,7 +16,7 @@ from poold.log import FIELD_MAX, LIMITED, Log, printable
 from poold.master.engine.deadlines import Deadlines
 from poold.master.engine.throttle import DELAY_MAX, DELAY_MIN, Throttle
 from poold.master.pool.pool import CROWD_MAX, CROWD_MIN, HOLDOFF_EACH, holdoff
-from poold.pages import PAGE, Phase, PhaseView
+from poold.pages import PAGE_SIZE, PhasePage, PhaseView
 from poold.scoreboard import Counters, CountersView, Row, Table, TableView, read_only, shared_memory
 from poold.words import Cause, Kind, State
 
@@ -153,11 +153,11 @@ def test_rows() -> None:
 
 def test_phase() -> None:
     """Workers see that a drain began."""
-    fd = shared_memory("phase", PAGE)
+    fd = shared_memory("phase", PAGE_SIZE)
     view = PhaseView(read := read_only(fd))
     os.close(read)
     assert not view.draining()
-    Phase(fd).drain()
+    PhasePage(fd).drain()
     assert view.draining()
     os.close(fd)
 

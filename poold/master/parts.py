@@ -32,7 +32,7 @@ from poold.master.pool.molds import Molds
 from poold.master.pool.orders import Orders
 from poold.master.pool.pool import Pool
 from poold.master.reaper import Reaper
-from poold.pages import PAGE, Phase
+from poold.pages import PAGE_SIZE, PhasePage
 from poold.scoreboard import SLOTS, Counters, Table, keep_size, read_only, shared_memory
 from poold.settings.config import Config
 from poold.words import Kind
@@ -50,7 +50,7 @@ class Memories:
 
     counters: Counters
     rows: Table
-    phase: Phase
+    phase: PhasePage
     phase_fd: int
     # Read-only: the phase page for molds; counters and rows for whoever asks on the control socket.
     phase_view: int
@@ -62,7 +62,7 @@ def share(inherited: StateDocument | None = None) -> Memories:
     """Make the shared memories, or those that are not inherited. Raises OSError."""
     counters, rows = Counters(), Table()
     if inherited is None:
-        common, phase = shared_memory("activity", SLOTS * PAGE), shared_memory("phase", PAGE)
+        common, phase = shared_memory("activity", SLOTS * PAGE_SIZE), shared_memory("phase", PAGE_SIZE)
     else:
         common, phase = inherited.activity, _phase(inherited.phase)
     try:
@@ -71,18 +71,18 @@ def share(inherited: StateDocument | None = None) -> Memories:
         # Done by the program before.
         pass
     views = [read_only(fd) for fd in (counters.fd, rows.fd)]
-    return Memories(counters, rows, Phase(phase), phase, read_only(phase), views, Activities(common))
+    return Memories(counters, rows, PhasePage(phase), phase, read_only(phase), views, Activities(common))
 
 
 def _phase(fd: int) -> int:
     """Return the phase page of the program before, or another one where that is none: touching what is not there would be fatal."""
     try:
-        if os.fstat(fd).st_size < PAGE:
+        if os.fstat(fd).st_size < PAGE_SIZE:
             raise OSError(f"it has {os.fstat(fd).st_size} bytes")
         fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError as error:
         log.error("phase_lost", error=str(error))
-        return shared_memory("phase", PAGE)
+        return shared_memory("phase", PAGE_SIZE)
     return fd
 
 

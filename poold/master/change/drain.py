@@ -9,7 +9,7 @@ from collections.abc import Callable
 from poold.log import log
 from poold.master.engine.deadlines import Deadline
 from poold.master.parts import Parts
-from poold.pages import Phase
+from poold.pages import PhasePage
 from poold.scoreboard import DRAINING
 from poold.words import Cause
 
@@ -17,7 +17,7 @@ from poold.words import Cause
 class Drain:
     """From the first word to stop until the last session has ended."""
 
-    def __init__(self, parts: Parts, phase: Phase) -> None:
+    def __init__(self, parts: Parts, phase: PhasePage) -> None:
         self._parts = parts
         self._phase = phase
         self._deadline: Deadline | None = None

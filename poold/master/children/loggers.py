@@ -8,7 +8,7 @@ import select
 from functools import partial
 
 from poold import channel
-from poold.channel import LOGGER_LEAVE, LOGGER_READY, LOGGER_WORD_MAX, LOST
+from poold.channel import LINES_LOST, LOGGER_LEAVE, LOGGER_READY, LOGGER_WORD_MAX
 from poold.log import log
 from poold.master.children.exits import Exit
 from poold.master.children.ladder import Ladder
@@ -64,7 +64,7 @@ class Loggers:
     def _launch(self) -> Child:
         child = self._table.claim(Kind.LOGGER, generation=self._current.generation, now=self._loop.clock())
         try:
-            child.channel, theirs = channel.pair()
+            child.channel, theirs = channel.make_pair()
             try:
                 self._loop.watch(child.channel, partial(self._read, child))
                 pipes = {"own": self._streams.own_reader, "output": self._streams.output_reader}
@@ -105,7 +105,7 @@ class Loggers:
             return False
 
     def _read(self, child: Child) -> None:
-        for _ in range(channel.READS_MAX):
+        for _ in range(channel.MESSAGES_PER_TURN):
             if child.channel is None:
                 return
             try:
@@ -120,8 +120,8 @@ class Loggers:
                 self._table.move(child, State.SERVING)
                 self._throttle.succeeded()
                 log.debug("logger_ready", pid=child.pid)
-            elif len(word) == LOST.size:
-                log.dropped += LOST.unpack(word)[0]
+            elif len(word) == LINES_LOST.size:
+                log.dropped += LINES_LOST.unpack(word)[0]
             else:
                 self._ladder.close_channel(child)
                 if not child.leaving:

@@ -93,7 +93,7 @@ class Molds:
         child = self._table.claim(Kind.MOLD, generation=generation, now=self._loop.clock())
         mold = Mold(child, recipe.seconds)
         try:
-            child.channel, theirs = channel.pair()
+            child.channel, theirs = channel.make_pair()
             try:
                 self._loop.watch(child.channel, partial(self._read, mold))
                 pid = self._launcher.mold(recipe, channel=theirs.fileno(), phase=self._phase, **more)
@@ -219,7 +219,7 @@ class Molds:
 
     def _read(self, mold: Mold) -> bool:
         """Act on what a mold says, a bounded number of words; say whether there may be more."""
-        return all(self._hear(mold) for _ in range(channel.READS_MAX))
+        return all(self._hear(mold) for _ in range(channel.MESSAGES_PER_TURN))
 
     def _hear(self, mold: Mold) -> bool:
         """Act on the next word of a mold; say whether there may be one more. What is left unread, epoll reports again."""

@@ -65,14 +65,14 @@ class Orders:
         child = self._table.claim(Kind.WORKER, generation=self._current.generation, now=self._loop.clock())
         try:
             page = self._activities.open(child) if self._current.config.server.command is None else None
-            child.channel, theirs = channel.pair()
+            child.channel, theirs = channel.make_pair()
         except OSError as error:
             self.forget(child)
             self._failed(error.errno or 0, "no descriptors for a page and a channel")
             return False
         try:
             self._loop.watch(child.channel, partial(self.on_readable, child))
-            child.mold = self.send(channel.order(child.slot, child.incarnation, ahead=ahead), theirs.fileno(), page)
+            child.mold = self.send(channel.pack_order(child.slot, child.incarnation, ahead=ahead), theirs.fileno(), page)
         except OSError as error:
             self.forget(child)
             self._failed(error.errno or 0, "the mold cannot be reached")

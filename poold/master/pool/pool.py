@@ -7,7 +7,7 @@ any number of times. A connection is always handed over, to a spare that exists 
 from functools import partial
 
 from poold import channel
-from poold.channel import Report, Word
+from poold.channel import Report, WorkerWord
 from poold.errors import ProtocolError
 from poold.log import log
 from poold.master.children.ladder import Ladder
@@ -149,7 +149,7 @@ class Pool:
 
     def read(self, child: Child) -> bool:
         """Act on what a worker says, a bounded number of words; say whether there may be more."""
-        return all(self._hear(child) for _ in range(channel.READS_MAX))
+        return all(self._hear(child) for _ in range(channel.MESSAGES_PER_TURN))
 
     def _hear(self, child: Child) -> bool:
         """Act on the next word of a worker; say whether there may be one more. What is left unread, epoll reports again."""
@@ -180,7 +180,7 @@ class Pool:
         A worker has fewer words to say than are read at one time. What its session has left behind may have the channel too, and go on.
         """
         if self.read(child):
-            self._violated(child, ProtocolError(f"more than {channel.READS_MAX} words at its end"))
+            self._violated(child, ProtocolError(f"more than {channel.MESSAGES_PER_TURN} words at its end"))
 
     def abandoned(self, mold: Child) -> None:
         """Settle the orders of a mold that is gone: it answers no more, and the ones it never read are closed by the kernel."""
@@ -202,19 +202,19 @@ class Pool:
     def _on_report(self, child: Child, report: Report) -> None:
         handover = self._handover
         match report.word:
-            case Word.BORN:
+            case WorkerWord.BORN:
                 self._born(child, report)
-            case Word.READY:
+            case WorkerWord.READY:
                 self._ready(child)
-            case Word.ACK:
+            case WorkerWord.ACK:
                 handover.acknowledged(child, report.session)
-            case Word.NACK:
+            case WorkerWord.NACK:
                 handover.refused(child, report.session, report.number)
-            case Word.EXEC:
+            case WorkerWord.EXEC:
                 handover.executing(child, report.session)
-            case Word.NOEXEC:
+            case WorkerWord.NOEXEC:
                 handover.not_executed(child, report.session, report.number)
-            case Word.DONE:
+            case WorkerWord.DONE:
                 handover.done(child, report.session, report.number)
                 self._after_session(child)
 
