@@ -79,10 +79,10 @@ class Faulty:
         main = installed / "master" / "main.py"
         main.write_text(main.read_text() + FAULTS)
         # One fault after the other is no reason to give up; and what is lost is found soon.
-        mend(installed / "master" / "loop.py", "ERRORS_MAX = 20", "ERRORS_MAX = 100_000")
-        mend(installed / "master" / "trials.py", "TRIAL_SECONDS = 30.0", "TRIAL_SECONDS = 10.0")
-        mend(installed / "master" / "exporters.py", "STARTUP = 20.0", "STARTUP = 10.0")
-        for name in ("reloads.py", "upgrades.py"):
+        mend(installed / "master" / "engine" / "loop.py", "ERRORS_MAX = 20", "ERRORS_MAX = 100_000")
+        mend(installed / "master" / "change" / "trials.py", "TRIAL_SECONDS = 30.0", "TRIAL_SECONDS = 10.0")
+        mend(installed / "master" / "children" / "exporters.py", "STARTUP = 20.0", "STARTUP = 10.0")
+        for name in ("change/reloads.py", "upgrade/upgrades.py"):
             mend(installed / "master" / name, "GRACE_SECONDS = 10.0", "GRACE_SECONDS = 1.0")
         self.armed, self.seen = folder / "armed", folder / "seen"
         self.options = {"pool.min_spare": 1, "timeouts.import": 10, "timeouts.startup": 10}

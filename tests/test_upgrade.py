@@ -532,7 +532,7 @@ def test_a_new_program_that_fails(copied: Callable[..., tuple[Daemon, Path]], fa
     daemon, installed = copied(before=impatient, settings=own)
     if daemon.keeper is not None:
         daemon.keeper.close()
-    mend(installed / "master" / "takeover.py", "    tally.resume(", in_the_successor(fault) + "    tally.resume(")
+    mend(installed / "master" / "upgrade" / "takeover.py", "    tally.resume(", in_the_successor(fault) + "    tally.resume(")
     before = children_of(os.getpid())
     with daemon.connect() as client:
         client.ask("pid")

@@ -24,7 +24,7 @@ def meddled(tmp_path: Path, poold: Poold) -> Callable[..., Daemon]:
         # What it starts until the upgrade is started from good code.
         daemon.event("exporter_ready")
         lines = in_the_successor("import dataclasses", *meddling.splitlines())
-        mend(installed / "master" / "takeover.py", "    tally.resume(", f"{lines}    tally.resume(")
+        mend(installed / "master" / "upgrade" / "takeover.py", "    tally.resume(", f"{lines}    tally.resume(")
         return daemon
 
     return start
