@@ -3,6 +3,7 @@
 Own the parts; decide nothing that a part can decide; wait nowhere but in the loop.
 """
 
+import contextlib
 import os
 import signal
 import time
@@ -109,7 +110,6 @@ class Master:
         parts.listeners.on_accepted = self._on_accepted
         parts.listeners.on_open, parts.listeners.on_close = self._store.keep, self._store.drop
         parts.molds.on_failed_start = self._on_failed_start
-        self._drain.on_overdue = self._on_overdue
         self._reloads.hindrance = lambda: "an upgrade is running" if self._upgrades.running else ""
         self._reloads.on_begin, self._reloads.on_end = manager.reloading, manager.ready_again
         self._reloads.on_finished = self._on_reload_finished
@@ -142,10 +142,15 @@ class Master:
 
     def close(self) -> None:
         """Close every socket, remove the socket files that are its own, and let the last lines out."""
-        self._parts.close()
+        try:
+            self._loop.surely([self._parts.close, self._say_stopped, self._parts.loggers.close])
+        except InternalError:
+            # Every step has been taken, and there is nothing left to give up.
+            self._exit_code = ExitCode.INTERNAL
+
+    def _say_stopped(self) -> None:
         if self._phase is Phase.STOPPED:
             log.info("stopped", exit_status=int(self._exit_code))
-        self._parts.loggers.close()
 
     @property
     def errors(self) -> int:
@@ -292,28 +297,18 @@ class Master:
 
     def _begin_drain(self) -> None:
         self._phase = Phase.DRAINING
-        self._upgrades.stop()
-        self._reloads.stop()
-        self._manager.stopping()
-        self._drain.begin()
-
-    def _on_overdue(self) -> None:
-        if self._phase is Phase.DRAINING:
-            self._stop(Cause.DRAINED)
+        self._loop.surely([self._upgrades.stop, self._reloads.stop, self._manager.stopping, self._drain.begin])
 
     def _stop(self, cause: Cause) -> None:
         """Stop accepting and end every child; sessions that are left end for this cause."""
         if self._phase in (Phase.STOPPING, Phase.STOPPED):
             return
-        if self._phase is not Phase.DRAINING:
-            self._upgrades.stop()
-            self._reloads.stop()
-            self._manager.stopping()
+        begun: list[Callback] = [self._upgrades.stop, self._reloads.stop, self._manager.stopping]
+        steps = [] if self._phase is Phase.DRAINING else begun
         self._phase = Phase.STOPPING
-        parts = self._parts
-        log.info("stopping", sessions=len(parts.sessions.open))
-        parts.molds.stopping = True
-        self._drain.end(cause)
+        log.info("stopping", sessions=len(self._parts.sessions.open))
+        self._parts.molds.stopping = True
+        self._loop.surely([*steps, partial(self._drain.end, cause)])
 
     def _advance_stop(self) -> None:
         """Let go of one kind after the other: the exporter answers to the end."""
@@ -340,7 +335,9 @@ class Master:
         if self._exit_code is ExitCode.INTERNAL:
             os._exit(ExitCode.INTERNAL)
         self._exit_code = ExitCode.INTERNAL
-        self._stop(Cause.KILLED)
+        # What is raised on the way is one of the errors for which it is given up.
+        with contextlib.suppress(InternalError):
+            self._stop(Cause.KILLED)
 
     def _status(self) -> str:
         """Return how it goes, in one line."""

@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from poold.log import log
 from poold.master import descriptors
@@ -21,6 +22,7 @@ from poold.master.clients.sessions import Sessions
 from poold.master.clients.store import Store
 from poold.master.current import Current
 from poold.master.document.state import StateDocument
+from poold.master.engine.deadlines import Callback
 from poold.master.engine.loop import Loop
 from poold.master.outside.control import Control, Verb
 from poold.master.outside.gauges import Gauges
@@ -187,14 +189,9 @@ class Parts:
 
     def close(self) -> None:
         """Close every socket, remove the socket files that are ours, and say what was held back."""
-        self.listeners.close()
-        self.linger.close()
-        if self.control is not None:
-            self.control.close()
-        if self.exporters.listener is not None:
-            self.exporters.listener.close()
-        self.failures.settle()
-        log.tell_held_back(all=True)
+        closing = (self.listeners, self.linger, self.control, self.exporters.listener)
+        steps: list[Callback] = [each.close for each in closing if each is not None]
+        self.loop.surely([*steps, self.failures.settle, partial(log.tell_held_back, all=True)])
 
 
 def _streams(inherited: StateDocument | None) -> Streams:

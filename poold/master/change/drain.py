@@ -1,13 +1,13 @@
 """The drain: who is queued is served, sessions are told and given their time, then TERM, then KILL.
 
-Nothing is remembered that can be derived: the drain is over when no listener of our own is open, nobody was queued at a lent one at
-the last look, and no session is left.
+Nothing is remembered that can be derived: the drain is over when its time is up, or when no listener of our own is open, nobody was
+queued at a lent one at the last look, and no session is left.
 """
 
-from collections.abc import Callable
+from functools import partial
 
 from poold.log import log
-from poold.master.engine.deadlines import Deadline
+from poold.master.engine.deadlines import Callback, Deadline
 from poold.master.parts import Parts
 from poold.pages import Phase
 from poold.scoreboard import DRAINING
@@ -22,25 +22,25 @@ class Drain:
         self._phase = phase
         self._deadline: Deadline | None = None
         self.until = 0.0
-        # Told when the time is up.
-        self.on_overdue: Callable[[], object] = lambda: None
 
     def begin(self) -> None:
         """Stop keeping spares, tell the sessions, empty the queues."""
         parts = self._parts
         seconds = parts.current.config.timeouts.drain
         self.until = parts.loop.clock() + seconds
-        self._phase.drain()
+        if self._deadline is None:
+            # First: the loop turns when the time is up, whatever is raised by what follows.
+            self._deadline = parts.loop.at(self.until, self._overdue)
         parts.counters.cells[DRAINING] = 1
         parts.pool.draining = True
-        parts.listeners.drain(seconds=seconds)
-        self._deadline = parts.loop.at(self.until, self._overdue)
+        parts.loop.surely([self._phase.drain, partial(parts.listeners.drain, seconds=seconds)])
         log.info("draining", sessions=len(parts.sessions.open), seconds=seconds)
 
     def over(self) -> bool:
-        """Say whether everybody who came has been served."""
+        """Say whether everybody who came has been served, or the time is up."""
         parts = self._parts
-        return not parts.sessions.open and parts.listeners.drained()
+        in_time = self._deadline is not None and self._deadline.ahead
+        return not in_time or (not parts.sessions.open and parts.listeners.drained())
 
     def left(self) -> float:
         """Return the seconds that sessions still have."""
@@ -49,13 +49,10 @@ class Drain:
     def _overdue(self) -> None:
         if self._parts.sessions.open:
             log.warning("drain_overdue", sessions=len(self._parts.sessions.open))
-        self.on_overdue()
 
     def end(self, cause: Cause) -> None:
         """Stop waiting: no more is accepted, and what is left gets TERM, then KILL."""
-        if self._deadline is not None:
-            self._deadline.cancel()
         parts = self._parts
+        steps: list[Callback] = [] if self._deadline is None else [self._deadline.cancel]
         parts.counters.cells[DRAINING] = 1
-        parts.listeners.close()
-        parts.pool.stop(cause)
+        parts.loop.surely([*steps, parts.listeners.close, partial(parts.pool.stop, cause)])

@@ -60,8 +60,8 @@ class Ladder:
         if child.state in (State.TERMINATING, State.KILLED):
             return
         self._table.move(child, State.TERMINATING)
-        self._signal(child, signal.SIGTERM)
         self.within(child, self._current.config.timeouts.kill, partial(self.kill, child))
+        self._signal(child, signal.SIGTERM)
 
     def kill(self, child: Child) -> None:
         """End a child that did not stop."""

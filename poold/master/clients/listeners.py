@@ -13,7 +13,7 @@ from poold.log import log
 from poold.master.clients.sessions import Accepted
 from poold.master.clients.sockdiag import unix_queue
 from poold.master.clients.sockets import Opened, address, retune, somaxconn
-from poold.master.engine.deadlines import Deadline
+from poold.master.engine.deadlines import Callback, Deadline
 from poold.master.engine.loop import Loop
 from poold.scoreboard import ACCEPT_ERRORS, ACCEPTED, ACCEPTING, BACKLOG, BACKLOG_KNOWN, BACKLOG_LIMIT, NOT_ACCEPTING_SINCE, Counters
 from poold.settings.config import Listener
@@ -88,12 +88,7 @@ class Listeners:
         listening = Listening(opened, listener, self._counters.listener(listener.name), int(opened.socket.family))
         self._open.append(listening)
         # The gate opens again in this turn, and watches this one too.
-        self.gate(False)
-        self.on_open(opened, listener)
-        log.info("listening", listener=listening.name, address=address(opened.socket))
-        most = None if opened.lent else somaxconn()
-        if most is not None and listener.backlog > most:
-            log.warning("backlog_cut", listener=listening.name, backlog=listener.backlog, somaxconn=most)
+        self._loop.surely([partial(self.gate, False), partial(self.on_open, opened, listener), partial(_announce, listening)])
         return listening
 
     def inherit(self, opened: Opened, listener: Listener, *, leaving: bool, seconds: float) -> None:
@@ -129,8 +124,8 @@ class Listeners:
             if listening.opened.lent:
                 self._close(listening)
             else:
-                listening.leaving = True
                 listening.deadline = self._loop.after(seconds, partial(self._close, listening))
+                listening.leaving = True
 
     def drain(self, *, seconds: float) -> None:
         """Close every listener like that, but the lent ones: they are served as long as the drain lasts."""
@@ -251,18 +246,29 @@ class Listeners:
 
     def close(self) -> None:
         """Close every listener, and remove the socket files that are ours."""
-        for listening in list(self._open):
-            self._close(listening)
+        self._loop.each(partial(self._close, listening) for listening in list(self._open))
 
     def _close(self, listening: Listening) -> None:
+        """Close a listener that will never be looked at again: what fails on the way leaves out nothing else."""
         self._open.remove(listening)
-        if listening.deadline is not None:
-            listening.deadline.cancel()
-        self._loop.forget(listening.opened.socket)
-        self.on_close(listening.opened, listening.listener)
-        listening.opened.close()
+        steps: list[Callback] = [] if listening.deadline is None else [listening.deadline.cancel]
+        steps.append(partial(self._loop.forget, listening.opened.socket))
+        steps.append(partial(self.on_close, listening.opened, listening.listener))
+        steps += [listening.opened.close, partial(self._closed, listening)]
+        self._loop.surely(steps)
+
+    def _closed(self, listening: Listening) -> None:
         self._counters.cells[BACKLOG_KNOWN[listening.number]] = 0
         log.info("listener_closed", listener=listening.name)
+
+
+def _announce(listening: Listening) -> None:
+    """Say where a listener listens, and whether its backlog is shorter than asked for."""
+    opened, listener = listening.opened, listening.listener
+    log.info("listening", listener=listening.name, address=address(opened.socket))
+    most = None if opened.lent else somaxconn()
+    if most is not None and listener.backlog > most:
+        log.warning("backlog_cut", listener=listening.name, backlog=listener.backlog, somaxconn=most)
 
 
 def queue(listening: socket.socket) -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ from poold.errors import ConfigError
 from poold.log import log
 from poold.master.clients import sockets
 from poold.master.clients.sockets import Opened
-from poold.master.engine.deadlines import Deadline
+from poold.master.engine.deadlines import Callback, Deadline
 from poold.master.engine.loop import Loop
 from poold.rpc import ANSWER_MAX, REQUEST_MAX
 
@@ -283,7 +283,5 @@ class Control:
 
     def close(self) -> None:
         """Close the control socket and remove its file."""
-        for client in list(self._clients):
-            self._close(client)
-        self._stop_listening()
-        self._opened.close()
+        steps: list[Callback] = [partial(self._close, client) for client in self._clients]
+        self._loop.surely([*steps, self._stop_listening, self._opened.close])
