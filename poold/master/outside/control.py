@@ -79,7 +79,12 @@ class Control:
 
     def _watch(self) -> None:
         self._pausing = None
-        self._loop.watch(self._opened.socket, self._accept)
+        try:
+            self._loop.watch(self._opened.socket, self._accept)
+        except OSError as error:
+            # No memory for it, say. Without another try nobody could ever ask for anything again.
+            log.warning("control_refused", error=error.strerror)
+            self._pausing = self._loop.after(PAUSE, self._watch)
 
     def _pause(self) -> None:
         """Leave the clients that come alone for a moment."""
