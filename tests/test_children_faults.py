@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from poold.channel import Outcome, Word, report
+from tests.faultkit import needs_strace, traced
 from tests.support import Client, Daemon, alive, children_of, eventually
 from tests.wirekit import freeze, frozen, gone, handed_over, port_of, shows, spares, state, stays
 
@@ -768,3 +769,19 @@ def test_mold_that_talks_nonsense(poold: Poold, folder: Path) -> None:
             assert gone(mold)
         assert bystander.ask("echo after") == "after"
     daemon.metric("poold_sessions_ended_total", 2, cause="ok")
+
+
+@needs_strace
+def test_a_child_that_may_not_be_signalled(poold: Poold) -> None:
+    """A stop that may not signal one of its children ends the others all the same, says so, and goes on to the end."""
+    daemon = poold(options={**ONE_SPARE, "timeouts.kill": 1}).start(laws=False)
+    with daemon.connect() as first, daemon.connect() as second:
+        pids = {int(first.ask("pid")), int(second.ask("pid"))}
+        with traced(daemon.folder, daemon.master, "inject=kill:error=EPERM:when=1"):
+            daemon.kill(signal.SIGQUIT)
+            assert first.rest() == second.rest() == b""
+            assert daemon.wait() == 0
+    [told] = daemon.events("child_not_signalled")
+    assert told["pid"] in pids
+    assert (told["kind"], told["signal"]) == ("worker", "SIGTERM")
+    assert [event["cause"] for event in daemon.events("session_ended")] == ["killed"] * 2

@@ -96,7 +96,11 @@ class Ladder:
             # Claimed, not born: its channel's end or its own deadline settles it.
             return
         try:
-            os.killpg(child.pid, number)
-        except ProcessLookupError:
-            # It has no group of its own yet: it hangs before it could make one. (Or it is a zombie, which feels nothing.)
-            os.kill(child.pid, number)
+            try:
+                os.killpg(child.pid, number)
+            except ProcessLookupError:
+                # It has no group of its own yet: it hangs before it could make one. (Or it is a zombie, which feels nothing.)
+                os.kill(child.pid, number)
+        except PermissionError:
+            # It has become another user (sudo(8)), and this process may signal none but its own. It ends when it likes; others go on.
+            log.warning("child_not_signalled", kind=child.kind, pid=child.pid, signal=number.name)
