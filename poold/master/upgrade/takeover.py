@@ -112,8 +112,11 @@ def _connection(fd: int) -> Wire | None:
 
 
 def _former(part: ListenerPart, config: Config) -> Listener:
-    """Return settings for a listener that has none any more: all that is done to it is to empty its queue."""
-    return replace(config.listeners[0], address=Address.parse(part.address), name=part.name)
+    """Return settings for a listener that has none any more: its queue is emptied and its copy taken out of the service manager's store."""
+    # The copy there is named by what the socket was bound with.
+    return replace(
+        config.listeners[0], address=Address.parse(part.address), name=part.name, interface=part.interface, freebind=part.freebind
+    )
 
 
 def _opened(name: str, part: SocketPart, passed: Passed) -> Opened:
