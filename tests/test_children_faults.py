@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from poold.channel import Outcome, Word, report
+from poold.scoreboard import AUXILIARY_SLOTS
 from tests.faultkit import needs_strace, traced
 from tests.support import Client, Daemon, alive, children_of, eventually
 from tests.wirekit import freeze, frozen, gone, handed_over, port_of, shows, spares, state, stays
@@ -785,3 +786,37 @@ def test_a_child_that_may_not_be_signalled(poold: Poold) -> None:
     assert told["pid"] in pids
     assert (told["kind"], told["signal"]) == ("worker", "SIGTERM")
     assert [event["cause"] for event in daemon.events("session_ended")] == ["killed"] * 2
+
+
+def test_no_slot_for_another_mold(poold: Poold) -> None:
+    """While molds that do not leave have every slot, reloads and upgrades are refused with the reason; afterwards they are applied."""
+    options = {"pool.min_spare": 0, "pool.max_spare": 0, "timeouts.kill": 600}
+    daemon = poold(options=options).start()
+    stopped: list[int] = []
+    try:
+        # One slot is the exporter's, one the logger's and one the mold's in use.
+        for left in range(AUXILIARY_SLOTS - 3, 0, -1):
+            if left == 1:
+                # The trial finds a place, and then the guard has it: there is none for the mold.
+                done = daemon.cli("upgrade", "--socket", str(daemon.control))
+                assert (done.returncode, "the new program's mold cannot be started: all 16 slots" in done.stderr) == (1, True), done.stderr
+                daemon.metric("poold_children", 0, kind="trial")
+            [mold] = [row["pid"] for row in daemon.children("mold") if row["state"] == "serving"]
+            freeze(mold)
+            stopped.append(mold)
+            done = daemon.cli("reload", "--socket", str(daemon.control))
+            assert done.returncode == 0, done.stderr
+        for verb in ("reload", "upgrade"):
+            done = daemon.cli(verb, "--socket", str(daemon.control))
+            assert (done.returncode, "all 16 slots for children that are not workers are taken" in done.stderr) == (1, True), done.stderr
+        with daemon.connect() as client:
+            assert client.ask("echo served") == "served"
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+    daemon.metric("poold_children", 1, kind="mold")
+    for verb in ("reload", "upgrade"):
+        done = daemon.cli(verb, "--socket", str(daemon.control))
+        assert done.returncode == 0, done.stderr
+    with daemon.connect() as client:
+        assert client.ask("echo served") == "served"

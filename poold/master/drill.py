@@ -31,6 +31,7 @@ from poold.errors import ExitCode, Problem
 from poold.log import log, trace
 from poold.master import successor
 from poold.master.children.spawn import Launcher
+from poold.master.children.table import NoSlotError
 from poold.master.document.state import ChildPart, ListenerPart, MoldPart, SocketPart, StateDocument, StreamsPart
 from poold.pages import PAGE
 from poold.scoreboard import AUXILIARY_SLOTS, keep_size, shared_memory
@@ -154,8 +155,10 @@ class Drill:
             if page is not None:
                 keep_size(page)
             yield replace(each, pid=NOBODY + number, channel=ours.detach() if each.channel is not None else None, page=page)
-        slot = next(slot for slot in range(AUXILIARY_SLOTS) if slot not in {each.slot for each in sorts.values()})
-        yield ChildPart(slot, 0, Kind.MOLD, 1, mold, State.SERVING, time.monotonic(), ready=True, channel=end)
+        free = set(range(AUXILIARY_SLOTS)) - {each.slot for each in sorts.values()}
+        if not free:
+            raise NoSlotError(AUXILIARY_SLOTS, "children that are not workers")
+        yield ChildPart(min(free), 0, Kind.MOLD, 1, mold, State.SERVING, time.monotonic(), ready=True, channel=end)
 
     def run(self) -> None:
         """Drive it from its take-over to its end. Raises whatever it raises, and RuntimeError for what it has caught and gone on."""
