@@ -144,7 +144,11 @@ def _run(arguments: argparse.Namespace, inbox: "Inbox", passed: list[tuple[str, 
 
     try:
         found, text, warnings = file.find(arguments.file, os.environ)
-        verdict = apart.verdict(text, found, environ=os.environ)
+        verdict = apart.verdict(text, found, environ=os.environ, signals=inbox)
+        if verdict is None:
+            # It was told to, and nothing has been opened or started that would have to be closed or ended.
+            log.info("stopped", exit_status=int(ExitCode.OK))
+            return ExitCode.OK
         if "problems" in verdict:
             raise ConfigError([Problem(**problem) for problem in verdict["problems"]], str(found) if found else None)
         settings = config.of_document(verdict["settings"])

@@ -33,6 +33,7 @@ WINDOW = 10.0
 LIMITED = {
     "accept_error": 5,
     "child_failed": 50,
+    "child_not_signalled": 10,
     "exec_failed": 5,
     "handover_refused": 5,
     "protocol_error": 10,

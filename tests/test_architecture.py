@@ -134,8 +134,14 @@ HURTING = {
         "poold.mold.warmup",
         "poold.exporter.main",
     },
-    # The guard ends the master; the drill, in a trial, the processes that it has made for it.
-    r"os\.(kill|killpg)": {"poold.master.children.ladder", "poold.probe", "poold.master.guard", "poold.master.drill"},
+    # The guard ends the master; the drill, in a trial, the processes that it has made for it; a start that is called off, who judges.
+    r"os\.(kill|killpg)": {
+        "poold.master.children.ladder",
+        "poold.probe",
+        "poold.master.guard",
+        "poold.master.drill",
+        "poold.settings.apart",
+    },
     r"os\.(wait\w*)": {
         "poold.master.children.reaper",
         "poold.master.children.tracees",  # stops, which are no exits

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from poold.address import Endpoint
-from poold.childrows import AUXILIARY_SLOTS, SLOTS
+from poold.childrows import AUXILIARY_SLOTS, SLOTS, WORKERS_MAX
 from poold.errors import InternalError
-from poold.master.children.table import TRANSITIONS, Child, ChildTable, cause_of, failure_of
+from poold.master.children.table import TRANSITIONS, Child, ChildTable, NoSlotError, cause_of, failure_of
 from poold.master.clients.sessions import Session
 from poold.words import Cause, Failure, Kind, State
 
@@ -34,6 +34,8 @@ class TableMachine(RuleBasedStateMachine):
     @rule(target=children, kind=st.sampled_from([Kind.WORKER, Kind.WORKER, Kind.WORKER, Kind.MOLD]))
     def claim(self, kind: Kind) -> Child:
         if kind is Kind.MOLD and sum(child.kind is Kind.MOLD for child in self.living.values()) >= AUXILIARY_SLOTS:
+            with pytest.raises(NoSlotError):
+                self.table.claim(kind, generation=1, now=0.0)
             kind = Kind.WORKER
         child = self.table.claim(kind, generation=1, now=0.0)
         assert child.slot not in self.living
@@ -101,6 +103,34 @@ def test_slots_are_dense() -> None:
     assert table.claim(Kind.WORKER, generation=1, now=0.0).slot == children[2].slot
     assert table.claim(Kind.WORKER, generation=1, now=0.0).slot == children[7].slot
     assert max(child.slot for child in table) < SLOTS
+
+
+AUXILIARY = [kind for kind in Kind if kind is not Kind.WORKER]
+
+
+@pytest.mark.parametrize("kind", AUXILIARY)
+def test_no_slot_for_a_child_that_is_no_worker(kind: Kind) -> None:
+    """With every slot for molds, exporters, trials and loggers in use one more is refused, with a reason; workers do not feel it."""
+    table = ChildTable()
+    children = [table.claim(AUXILIARY[number % len(AUXILIARY)], generation=1, now=0.0) for number in range(AUXILIARY_SLOTS)]
+    for expected in (LookupError, OSError):
+        with pytest.raises(expected, match=f"all {AUXILIARY_SLOTS} slots for children that are not workers are taken"):
+            table.claim(kind, generation=1, now=0.0)
+    assert len(table) == AUXILIARY_SLOTS
+    assert table.claim(Kind.WORKER, generation=1, now=0.0).slot == AUXILIARY_SLOTS
+    table.remove(children[3])
+    assert table.claim(kind, generation=1, now=0.0).slot == children[3].slot
+    table.check()
+
+
+def test_no_slot_for_a_worker() -> None:
+    """With every slot for workers in use one more is refused, and a mold is not."""
+    table = ChildTable()
+    for _ in range(WORKERS_MAX):
+        table.claim(Kind.WORKER, generation=1, now=0.0)
+    with pytest.raises(NoSlotError, match=f"all {WORKERS_MAX} slots for workers are taken"):
+        table.claim(Kind.WORKER, generation=1, now=0.0)
+    assert table.claim(Kind.MOLD, generation=1, now=0.0).slot < AUXILIARY_SLOTS
 
 
 def test_a_worker_has_one_session_at_a_time() -> None:

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 from poold.channel import Outcome, WorkerWord, pack_report
+from poold.childrows import AUXILIARY_SLOTS
 from tests.childkit import handed_over, spares_of
+from tests.faultkit import traced
+from tests.needs import needs_strace
 from tests.procfs import alive, children_of, freeze, frozen, gone, shows, state
 from tests.support import Client, Poold
 from tests.waiting import eventually, stays
@@ -770,3 +773,53 @@ def test_mold_that_talks_nonsense(poold: Poold, folder: Path) -> None:
             assert gone(mold)
         assert bystander.ask("echo after") == "after"
     daemon.metric("poold_sessions_ended_total", 2, cause="ok")
+
+
+@needs_strace
+def test_a_child_that_may_not_be_signalled(poold: Poold) -> None:
+    """A stop that may not signal one of its children ends the others all the same, says so, and goes on to the end."""
+    daemon = poold(options={**ONE_SPARE, "timeouts.kill": 1}).start(laws=False)
+    with daemon.connect() as first, daemon.connect() as second:
+        pids = {int(first.ask("pid")), int(second.ask("pid"))}
+        with traced(daemon.folder, daemon.master, "inject=kill:error=EPERM:when=1"):
+            daemon.kill(signal.SIGQUIT)
+            assert first.rest() == second.rest() == b""
+            assert daemon.wait() == 0
+    [told] = daemon.events("child_not_signalled")
+    assert told["pid"] in pids
+    assert (told["kind"], told["signal"]) == ("worker", "SIGTERM")
+    assert [event["cause"] for event in daemon.events("session_ended")] == ["killed"] * 2
+
+
+def test_no_slot_for_another_mold(poold: Poold) -> None:
+    """While molds that do not leave have every slot, reloads and upgrades are refused with the reason; afterwards they are applied."""
+    options = {"pool.min_spare": 0, "pool.max_spare": 0, "timeouts.kill": 600}
+    daemon = poold(options=options).start()
+    stopped: list[int] = []
+    try:
+        # One slot is the exporter's, one the logger's and one the mold's in use.
+        for left in range(AUXILIARY_SLOTS - 3, 0, -1):
+            if left == 1:
+                # The trial finds a place, and then the guard has it: there is none for the mold.
+                done = daemon.cli("upgrade", "--socket", str(daemon.control))
+                assert (done.returncode, "the new program's mold cannot be started: all 16 slots" in done.stderr) == (1, True), done.stderr
+                daemon.metric("poold_children", 0, kind="trial")
+            [mold] = [row["pid"] for row in daemon.children("mold") if row["state"] == "serving"]
+            freeze(mold)
+            stopped.append(mold)
+            done = daemon.cli("reload", "--socket", str(daemon.control))
+            assert done.returncode == 0, done.stderr
+        for verb in ("reload", "upgrade"):
+            done = daemon.cli(verb, "--socket", str(daemon.control))
+            assert (done.returncode, "all 16 slots for children that are not workers are taken" in done.stderr) == (1, True), done.stderr
+        with daemon.connect() as client:
+            assert client.ask("echo served") == "served"
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+    daemon.metric("poold_children", 1, kind="mold")
+    for verb in ("reload", "upgrade"):
+        done = daemon.cli(verb, "--socket", str(daemon.control))
+        assert done.returncode == 0, done.stderr
+    with daemon.connect() as client:
+        assert client.ask("echo served") == "served"

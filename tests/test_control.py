@@ -24,8 +24,8 @@ from poold.master.engine.loop import Loop
 from poold.master.engine.signals import Inbox
 from poold.master.outside import control
 from poold.master.outside.control import Answer, Control, Reply
-from tests.faultkit import at_the_gate
-from tests.needs import needs_root
+from tests.faultkit import at_the_gate, traced
+from tests.needs import needs_root, needs_strace
 from tests.procfs import open_files
 from tests.support import Client, Poold
 from tests.waiting import DEADLINE, eventually
@@ -399,6 +399,19 @@ def test_a_client_of_the_lost_socket_is_answered(poold: Poold, tmp_path: Path) -
             daemon.event("control_socket_lost")
         said, _ = asking.communicate(timeout=DEADLINE)
     assert (asking.returncode, said[:7]) == (0, "applied")
+
+
+@needs_strace
+def test_a_control_socket_that_cannot_be_watched(poold: Poold) -> None:
+    """A control socket that was made again while the kernel had no memory to watch it with is watched as soon as there is some."""
+    daemon = poold().start(laws=False)
+    before = len(open_files(daemon.master))
+    with traced(daemon.folder, daemon.master, "inject=epoll_ctl:error=ENOMEM"):
+        daemon.control.unlink()
+        daemon.metrics()
+        daemon.event("control_refused")
+    assert daemon.ask("status")["phase"] == "running"
+    eventually(lambda: len(open_files(daemon.master)) <= before, "the former one is closed")
 
 
 @pytest.mark.parametrize("instead", ["a file", "another daemon"])

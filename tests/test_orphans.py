@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,9 +161,12 @@ def silent_names(folder: Path) -> dict[str, object]:
 NAMED = '[[listener]]\naddress = "tcp://nobody.invalid:7001"\n'
 
 
-@pytest.mark.skipif(
+needs_silence = pytest.mark.skipif(
     os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "ip", "mount"))), reason="needs root, unshare(1), ip(8) and mount(8)"
 )
+
+
+@needs_silence
 @pytest.mark.parametrize("number", [0, signal.SIGHUP, signal.SIGUSR2], ids=["start", "reload", "upgrade"])
 def test_judge_that_waits_for_a_name(poold: Poold, number: int) -> None:
     """Who judges the settings, at the start, for a reload or an upgrade, ends with the master although the name service is silent."""
@@ -176,6 +180,46 @@ def test_judge_that_waits_for_a_name(poold: Poold, number: int) -> None:
             daemon.kill(number)
         eventually(lambda: [pid for pid in children_of(daemon.pid) if pid not in before and asks(pid)], "a question to the name service")
         murder(daemon)
+
+
+@needs_silence
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_stop_while_the_judge_waits_for_a_name(poold: Poold, number: int) -> None:
+    """A stop at the start ends poold with 0 although the name service is silent, and who judges with it; other signals do not."""
+    daemon = poold(options=COLD, settings=NAMED)
+    daemon.start(wait=False, laws=False, **silent_names(daemon.folder))  # type: ignore[arg-type]
+    [judge] = eventually(lambda: [pid for pid in children_of(daemon.pid) if asks(pid)], "a question to the name service")
+    for other in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
+        daemon.kill(other)
+    assert asks(judge)
+    # As Ctrl-C at a terminal does, which means both.
+    os.kill(judge, number)
+    daemon.kill(number)
+    assert daemon.wait() == 0
+    assert state(judge) == ""
+    text = daemon.log.read_text()
+    assert "stopped exit_status=0" in text
+    assert "Traceback" not in text
+
+
+# Sends itself a TERM that waits, and becomes another program.
+SIGNALLED = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+os.kill(os.getpid(), signal.SIGTERM)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@needs_silence
+def test_stop_from_before_while_the_judge_waits_for_a_name(poold: Poold) -> None:
+    """A stop from before poold's first line is not forgotten when the name service is silent."""
+    daemon = poold(options=COLD, settings=NAMED)
+    where = silent_names(daemon.folder)
+    where["wrapper"] = (*where["wrapper"], sys.executable, "-c", SIGNALLED)  # type: ignore[misc]
+    daemon.start(wait=False, laws=False, **where)  # type: ignore[arg-type]
+    assert daemon.wait() == 0
+    assert "stopped exit_status=0" in daemon.log.read_text()
 
 
 def asks(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""Errors of poold's own, in every step of a reload and of an upgrade: each ends, is told, and does not keep the next one out.
+"""Errors of poold's own, in every step of a reload, an upgrade and a stop: each ends, is told, and does not keep the next one out.
 
 The package runs from a copy in which every function of the master's can be made to raise once, by writing its name into a file.
 """
@@ -6,10 +6,12 @@ The package runs from a copy in which every function of the master's can be made
 import json
 import os
 import resource
+import signal
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +70,9 @@ if any("from poold.master.successor" in word or word == "poold" for word in __im
     _arm()
 """
 KINDS = ("memory", "recursion", "key")
-# These are what ends a reload, and what says how: there is nobody else who could, did they not even begin.
-BEYOND = {"poold.master.engine.loop:Loop.guarded", "poold.master.engine.loop:Loop.each", "poold.master.engine.loop:Loop.note_error"}
-BEYOND |= {"poold.log:trace", "poold.master.outside.control:Control._answer"}
+# These are what ends a reload or poold, and what says how: there is nobody else who could, did they not even begin.
+BEYOND = {f"poold.master.engine.loop:Loop.{name}" for name in ("guarded", "each", "surely", "_twice", "note_error")}
+BEYOND |= {"poold.log:trace", "poold.master.outside.control:Control._answer", "poold.master.main:Master.close"}
 
 
 class Faulty:
@@ -89,10 +91,15 @@ class Faulty:
         self.armed, self.seen = folder / "armed", folder / "seen"
         self.options = {"pool.min_spare": 1, "timeouts.import": 10, "timeouts.startup": 10}
         self.daemon: Daemon = poold(options=self.options)
-        environ = {**path_of(installed), "FAULT_ARMED": str(self.armed), "FAULT_SEEN": str(self.seen)}
-        self.daemon.start(environ=environ, laws=False)
-        self.daemon.event("exporter_ready")
+        self.environ = {**path_of(installed), "FAULT_ARMED": str(self.armed), "FAULT_SEEN": str(self.seen)}
         self.cap = 100
+
+    def start(self) -> int:
+        """Start it, again if it has ended, and return where what it says from now on begins."""
+        mark = self.daemon.mark()
+        self.daemon.start(environ=self.environ, laws=False)
+        self.daemon.event("exporter_ready", after=mark)
+        return mark
 
     def rewrite(self, *, moved: bool) -> None:
         """Change the settings, so that there is something to do at each step; `moved` changes what is open, too."""
@@ -152,6 +159,7 @@ class Faulty:
 def faulty(poold: Poold, tmp_path: Path) -> Iterator[Faulty]:
     """Return such a daemon."""
     daemon = Faulty(poold, tmp_path)
+    daemon.start()
     yield daemon
     daemon.close()
 
@@ -210,6 +218,52 @@ def test_every_step_of_an_upgrade(faulty: Faulty, slice_: int) -> None:
             faulty.settled()
         assert faulty.asked("upgrade")["ok"]
         assert client.ask("pid") == pid
+
+
+# What is asked for by a signal is lost with an error before it is acted on: whoever wants an end asks once more.
+ASKING = {
+    "poold.master.engine.signals:Inbox.take",
+    "poold.master.engine.loop:Loop.turn",
+    "poold.master.engine.loop:Loop._take_signals",
+    "poold.master.main:Master._on_signals",
+    "poold.master.main:Master._on_term",
+    "poold.master.main:Master._begin_drain",
+}
+
+
+@pytest.mark.parametrize("slice_", TAKEN)
+def test_every_step_of_a_stop(faulty: Faulty, slice_: int, tmp_path: Path) -> None:
+    """Whichever function raises from the beginning of a drain on, it ends by itself: with 0, with no session and no socket file left."""
+    daemon, path = faulty.daemon, tmp_path / "own.sock"
+    own = '[[listener]]\naddress = "systemd://main"\nname = "main"\n' + f'[[listener]]\naddress = "unix://{path}"\n'
+    daemon.write(options={**faulty.options, "timeouts.drain": 0.2}, settings=own)
+    faulty.settled()
+
+    def stop(prepare: Callable[[], object] = lambda: None) -> None:
+        """End it while it has two sessions that do not end, and a client of the control socket."""
+        with daemon.connect() as client, Client(str(path)) as other, Client(str(daemon.control)):
+            client.ask("pid")
+            other.ask("pid")
+            prepare()
+            daemon.kill(signal.SIGTERM)
+            assert client.rest() == other.rest() == b""
+            assert daemon.wait() == 0
+
+    steps = faulty.steps(stop, first="poold.master.main:Master._begin_drain", last="poold.master.children.loggers:Loggers.close")
+    steps = [name for name in steps if name not in ASKING]
+    assert len(steps) > 40
+    for number, name in enumerate(steps):
+        if number % SLICES != slice_:
+            continue
+        mark = faulty.start()
+        # For whoever reads why it did not end.
+        print(name)
+        stop(partial(faulty.fail_in, name, KINDS[number // SLICES % len(KINDS)]))
+        faulty.armed.unlink(missing_ok=True)
+        assert not path.exists(), name
+        assert not daemon.control.exists(), name
+        assert daemon.events("stopped", after=mark, exit_status=0), name
+    faulty.start()
 
 
 def test_no_memory_for_a_verdict(poold: Poold) -> None:

@@ -302,6 +302,67 @@ def test_socket_file_that_was_removed(poold: Poold, tmp_path: Path) -> None:
     assert daemon.stop() == 0
 
 
+@contextlib.contextmanager
+def immutable(*folders: Path) -> Iterator[None]:
+    """Let nobody, not even root, make or remove anything in these folders."""
+    try:
+        if subprocess.run(["chattr", "+i", *folders], check=False, capture_output=True).returncode:
+            pytest.skip("no folder can be made immutable here")
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", *folders], check=True, capture_output=True)
+
+
+needs_chattr = pytest.mark.skipif(os.geteuid() != 0 or shutil.which("chattr") is None, reason="needs root and chattr(1)")
+
+
+@needs_chattr
+def test_socket_files_that_cannot_be_removed(poold: Poold, tmp_path: Path) -> None:
+    """A stop ends with 0 although no socket file can be removed; each is told of once, by its path and the reason."""
+    folder = tmp_path / "fixed"
+    folder.mkdir()
+    paths = [folder / "first.sock", folder / "second.sock", folder / "control.sock"]
+    settings = "".join(listener(f"unix://{path}", path.stem) for path in paths[:2])
+    daemon = poold(options={**ONE_SPARE, "control.socket": str(paths[2])}, settings=settings).start()
+    with Client(str(paths[0])) as client:
+        client.ask("pid")
+        with immutable(folder):
+            assert daemon.stop() == 0
+        assert client.rest() == b""
+    told = sorted((event["path"], event["errno"]) for event in daemon.events("socket_file_not_removed"))
+    assert told == sorted((str(path), "EPERM") for path in paths)
+    assert len(daemon.events("listener_closed")) == 2
+    assert daemon.events("stopped")
+    # What is left is stale, and no obstacle to the next start.
+    daemon.start()
+    assert daemon.stop() == 0
+    assert not any(path.exists() for path in paths)
+
+
+@needs_chattr
+def test_socket_file_of_a_removed_listener_that_cannot_be_removed(poold: Poold, tmp_path: Path) -> None:
+    """A reload that removes a listener whose file cannot be removed is applied to the end, and the next one is not kept out."""
+    folder = tmp_path / "fixed"
+    folder.mkdir()
+    path, more = folder / "gone.sock", listener("tcp://127.0.0.1:0", "more")
+    daemon = poold(options=ONE_SPARE, settings=listener(f"unix://{path}", "gone") + listener(f"unix://{tmp_path}/other", "other")).start()
+    with immutable(folder):
+        daemon.write(options=ONE_SPARE, settings=more)
+        assert daemon.cli("reload", "--socket", str(daemon.control)).returncode == 0
+        daemon.event("socket_file_not_removed", path=str(path), errno="EPERM")
+        # The other one that was removed with it, and the one that came.
+        daemon.event("listener_closed", listener="gone")
+        daemon.event("listener_closed", listener="other")
+        with Client(listening(daemon, "more")) as client:
+            assert client.ask("echo here") == "here"
+        done = daemon.cli("reload", "--socket", str(daemon.control))
+        assert done.returncode == 0, done.stderr
+        with pytest.raises(ConnectionRefusedError):
+            Client(str(path))
+    assert len(daemon.events("socket_file_not_removed")) == 1
+    path.unlink()
+
+
 @pytest.fixture
 def places(tmp_path: Path) -> Iterator[dict[str, tuple[str, str]]]:
     """Places where no socket can be made, and what is said of them."""

@@ -106,6 +106,34 @@ def test_after_an_upgrade(poold: Poold) -> None:
     assert told(daemon, "FDSTOREREMOVE") == []
 
 
+@pytest.mark.parametrize("keys", ["freebind = true\n", 'interface = "lo"\n', ""], ids=["freebind", "interface", "plain"])
+def test_a_listener_that_leaves_during_an_upgrade(poold: Poold, keys: str) -> None:
+    """A removed listener whose queue is still being emptied when an upgrade comes is taken out of the store once nobody is queued."""
+    if "interface" in keys and os.geteuid() != 0:
+        pytest.skip("only root binds to an interface")
+    port, staying = free_port(), f'[[listener]]\naddress = "tcp://127.0.0.1:{free_port()}"\n'
+    # Those of the other are the opposite of what the one that leaves has.
+    leaving = f'[[listener]]\naddress = "tcp://127.0.0.1:{port}"\nname = "leaving"\n{keys}'
+    staying += "" if keys else "freebind = true\n"
+    options = {"pool.max_children": 1, "pool.min_spare": 0, "pool.max_spare": 0}
+    daemon = poold(options=options, settings=staying + leaving + MAIN).start()
+    kept = told(daemon, "FDSTORE")
+    assert len(kept) == 2
+    with daemon.connect() as holder, Client(("127.0.0.1", port)) as queued:
+        holder.ask("pid")
+        daemon.write(options=options, settings=staying + MAIN)
+        assert daemon.cli("reload", "--socket", str(daemon.control)).returncode == 0
+        assert daemon.cli("upgrade", "--socket", str(daemon.control)).returncode == 0
+        assert told(daemon, "FDSTOREREMOVE") == []
+        assert set(told(daemon, "FDSTORE")) == set(kept)
+        holder.finish()
+        assert queued.ask("echo served") == "served"
+        daemon.event("listener_closed", listener="leaving")
+    assert told(daemon, "FDSTOREREMOVE") == [kept[1]]
+    assert daemon.stop() == 0
+    assert set(told(daemon, "FDSTOREREMOVE")) == set(kept)
+
+
 @pytest.mark.parametrize("address", ["tcp://[::1]:7777", "tcp://127.0.0.1:0", f"unix:///{'a' * 100}", "unix:///tmp/ü"])
 def test_names_are_good_ones(address: str) -> None:
     """A name is one that sd_notify(3) takes."""

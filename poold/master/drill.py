@@ -33,7 +33,7 @@ from poold.log import log, trace
 from poold.master import successor
 from poold.master.children.spawn import Launcher
 from poold.master.children.streams import StreamsPart
-from poold.master.children.table import ChildPart
+from poold.master.children.table import ChildPart, NoSlotError
 from poold.master.clients.listening import ListenerPart
 from poold.master.clients.sockets import SocketPart
 from poold.master.pool.molds import MoldPart
@@ -160,8 +160,10 @@ class Drill:
             if page is not None:
                 keep_size(page)
             yield replace(each, pid=NOBODY + number, channel=ours.detach() if each.channel is not None else None, page=page)
-        slot = next(slot for slot in range(AUXILIARY_SLOTS) if slot not in {each.slot for each in sorts.values()})
-        yield ChildPart(slot, 0, Kind.MOLD, 1, mold, State.SERVING, time.monotonic(), ready=True, channel=end)
+        free = set(range(AUXILIARY_SLOTS)) - {each.slot for each in sorts.values()}
+        if not free:
+            raise NoSlotError(AUXILIARY_SLOTS, "children that are not workers")
+        yield ChildPart(min(free), 0, Kind.MOLD, 1, mold, State.SERVING, time.monotonic(), ready=True, channel=end)
 
     def run(self) -> None:
         """Drive it from its take-over to its end. Raises whatever it raises, and RuntimeError for what it has caught and gone on."""

@@ -3,6 +3,7 @@
 Own the parts; decide nothing that a part can decide; wait nowhere but in the loop.
 """
 
+import contextlib
 import os
 import signal
 import time
@@ -52,12 +53,11 @@ class Master:
         left, where this one is that, and `guard` the descriptor whose end tells that this one has come as far as its loop. Nothing is
         opened, started or told here; `launcher` makes what starts processes. Raises ConfigError for a descriptor that is of no use.
         """
-        self._control_path = control
         self._inbox = inbox
         self._inherited = inherited
         self._guard = guard
         self._loop = Loop(self._inbox, self._on_signals, self._on_idle)
-        verbs = {"view": self._view, "reload": self._reload, "upgrade": self._upgrade, "stop": self._stop}
+        verbs = {"reload": self._reload, "upgrade": self._upgrade, "stop": self._stop}
         self._parts = Parts(
             current,
             loop=self._loop,
@@ -65,6 +65,7 @@ class Master:
             verbs=verbs,
             passed=passed,
             file=file,
+            control=control,
             environ=environ,
             origin=origin,
             inherited=inherited,
@@ -98,10 +99,15 @@ class Master:
 
     def close(self) -> None:
         """Close every socket, remove the socket files that are its own, and let the last lines out."""
-        self._parts.close()
+        try:
+            self._loop.surely([self._parts.close, self._say_stopped, self._parts.loggers.close])
+        except InternalError:
+            # Every step has been taken, and there is nothing left to give up.
+            self._exit_code = ExitCode.INTERNAL
+
+    def _say_stopped(self) -> None:
         if self._life.phase is Phase.STOPPED:
             log.info("stopped", exit_status=int(self._exit_code))
-        self._parts.loggers.close()
 
     @property
     def errors(self) -> int:
@@ -117,7 +123,7 @@ class Master:
         parts = self._parts
         log.info("starting", version=__version__, pid=os.getpid(), generation=parts.current.generation)
         sandbox.adopt_orphans()
-        parts.open(self._control_path)
+        parts.open()
         parts.start()
         parts.reloads.note_success()
         self._show()
@@ -216,7 +222,9 @@ class Master:
         self._parts.store.leave()
         if self._exit_code is ExitCode.INTERNAL:
             os._exit(ExitCode.INTERNAL)
-        self._fail(ExitCode.INTERNAL)
+        # What is raised on the way is one of the errors for which it is given up.
+        with contextlib.suppress(InternalError):
+            self._fail(ExitCode.INTERNAL)
 
     def _show(self) -> None:
         """Make visible what has become of the turn: title, status line, gauges, answers to the exporter."""
@@ -226,9 +234,6 @@ class Master:
             parts.look()
         parts.gauges.publish()
         parts.exporters.answer()
-
-    def _view(self, request: dict[str, Any], reply: Reply) -> None:
-        self._parts.views.view(request, reply)
 
     def _reload(self, request: dict[str, Any], reply: Reply) -> None:
         parts = self._parts

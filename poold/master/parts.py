@@ -6,6 +6,7 @@ follows a name from part to part never comes to an attribute that somebody else 
 
 import time
 from collections.abc import Iterable, Mapping, MutableMapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from poold.master.clients.store import Store
 from poold.master.current import Current
 from poold.master.document.part import Owner
 from poold.master.document.tally import Tally
+from poold.master.engine.deadlines import Callback
 from poold.master.engine.loop import Loop
 from poold.master.engine.signals import Inbox
 from poold.master.outside.control import Control, Verb
@@ -69,6 +71,7 @@ class Parts:
         verbs: Mapping[str, Verb],
         passed: Iterable[tuple[str, int]],
         file: Path | None,
+        control: str,
         environ: MutableMapping[str, str],
         origin: Mapping[str, str],
         inherited: StateDocument | None,
@@ -78,6 +81,7 @@ class Parts:
         self.life = Life()
         self.current = current
         self.loop = loop
+        self._control_path = control
         self.started_at = time.monotonic() if inherited is None else inherited.started_at
         log.later = loop.after
         self.memories = memories.share(inherited)
@@ -213,7 +217,7 @@ class Parts:
             manager=self.manager,
             started_at=self.started_at,
         )
-        self.control = Control(loop=loop, verbs=verbs)
+        self.control = Control(loop=loop, verbs={"view": self.views.view, **verbs})
 
     def _build_changes(self, inbox: Inbox, file: Path | None) -> None:
         """Build what replaces the settings, and what ends everything."""
@@ -286,11 +290,11 @@ class Parts:
             owners=self.owners,
         )
 
-    def open(self, control_path: str) -> None:
+    def open(self) -> None:
         """Start the logger, and open every socket that the settings ask for. Raises ConfigError; what was open by then is for `close`."""
         self.loggers.start()
         self.listeners.open(patience=LOCK_PATIENCE)
-        self.control.open(sockets.open_control(control_path, patience=LOCK_PATIENCE))
+        self.control.open(sockets.open_control(self._control_path, patience=LOCK_PATIENCE))
         metrics = self.current.config.metrics.listen
         if metrics is not None:
             self.exporters.open(metrics)
@@ -309,13 +313,10 @@ class Parts:
 
     def close(self) -> None:
         """Close every socket, remove the socket files that are ours, and say what was held back."""
-        self.listeners.close()
-        self.linger.close()
-        self.control.close()
+        steps: list[Callback] = [self.listeners.close, self.linger.close, self.control.close]
         if self.exporters.listener is not None:
-            self.exporters.listener.close()
-        self.failures.settle()
-        log.tell_held_back(all=True)
+            steps.append(self.exporters.listener.close)
+        self.loop.surely([*steps, self.failures.settle, partial(log.tell_held_back, all=True)])
 
 
 def _limits(config: Config, inherited: StateDocument | None) -> tuple[int, int]:

@@ -7,6 +7,7 @@ the last look, and no session is left.
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 from poold.log import log
 from poold.master.children.reaper import Keeper
@@ -14,7 +15,7 @@ from poold.master.children.table import ChildTable
 from poold.master.clients.listeners import Listeners
 from poold.master.clients.sessions import Sessions
 from poold.master.current import Current
-from poold.master.engine.deadlines import Deadline
+from poold.master.engine.deadlines import Callback, Deadline
 from poold.master.engine.loop import Loop
 from poold.master.outside.manager import Manager
 from poold.master.phase import Life, Phase
@@ -57,11 +58,10 @@ class Drain:
         seconds = self._current.config.timeouts.drain
         until = self._loop.clock() + seconds
         self._life.drain(until)
-        self._manager.stopping()
-        self._page.drain()
-        self._counters.cells[DRAINING] = 1
-        self._listeners.drain(seconds=seconds)
+        # First: the loop turns when the time is up, whatever is raised by what follows.
         self._deadline = self._loop.at(until, self._overdue)
+        self._counters.cells[DRAINING] = 1
+        self._loop.surely([self._manager.stopping, self._page.drain, partial(self._listeners.drain, seconds=seconds)])
         log.info("draining", sessions=len(self._sessions.open), seconds=seconds)
 
     def over(self) -> bool:
@@ -81,13 +81,12 @@ class Drain:
             return
         told = self._life.drains
         self._life.stop(cause)
-        if not told:
-            self._manager.stopping()
         log.info("stopping", sessions=len(self._sessions.open))
-        if self._deadline is not None:
-            self._deadline.cancel()
         self._counters.cells[DRAINING] = 1
-        self._loop.each((self._listeners.close, self._keepers[Kind.WORKER].stop))
+        steps: list[Callback] = [] if told else [self._manager.stopping]
+        if self._deadline is not None:
+            steps.append(self._deadline.cancel)
+        self._loop.surely([*steps, self._listeners.close, self._keepers[Kind.WORKER].stop])
 
     def advance(self) -> None:
         """Let go of one kind after the other; called in each turn of the stop. The exporter answers to the end."""

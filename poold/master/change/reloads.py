@@ -268,15 +268,7 @@ class Reloads:
         # Nothing has changed so far.
         self._current.replace(new)
         reload.answer = answer
-        self._loop.each(partial(self._surely, step) for step in steps)
-
-    def _surely(self, step: Callback) -> None:
-        """Take a step of the commit, and once more if anything was raised: what had no memory may have it, and none does harm twice."""
-        try:
-            step()
-        except Exception as error:
-            self._loop.note_error(error)
-            step()
+        self._loop.surely(steps)
 
     def _changes(self, reload: Reload, plan: Plan, new: Current) -> list[Callback]:
         """Return the steps that put other settings in force: each independent of the others, and without effect when taken again."""

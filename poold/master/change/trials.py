@@ -58,10 +58,7 @@ class Trials:
 
     def start(self, launch: Callable[[], int]) -> Child:
         """Start a process of this kind by `launch`, which returns a pid. Whatever is raised, there is none."""
-        try:
-            child = self._table.claim(Kind.TRIAL, generation=self._current.generation, now=self._loop.clock())
-        except LookupError as error:
-            raise OSError(str(error)) from error
+        child = self._table.claim(Kind.TRIAL, generation=self._current.generation, now=self._loop.clock())
         try:
             self._table.born(child, launch())
             self._counters.cells[SPAWNED[Kind.TRIAL]] += 1

@@ -60,8 +60,8 @@ class Ladder:
         if child.state in (State.TERMINATING, State.KILLED):
             return
         self._table.move(child, State.TERMINATING)
-        self._signal(child, signal.SIGTERM)
         self.within(child, self._current.config.timeouts.kill, partial(self.kill, child))
+        self._signal(child, signal.SIGTERM)
 
     def kill(self, child: Child) -> None:
         """End a child that did not stop."""
@@ -96,7 +96,11 @@ class Ladder:
             # Claimed, not born: its channel's end or its own deadline settles it.
             return
         try:
-            os.killpg(child.pid, number)
-        except ProcessLookupError:
-            # It has no group of its own yet: it hangs before it could make one. (Or it is a zombie, which feels nothing.)
-            os.kill(child.pid, number)
+            try:
+                os.killpg(child.pid, number)
+            except ProcessLookupError:
+                # It has no group of its own yet: it hangs before it could make one. (Or it is a zombie, which feels nothing.)
+                os.kill(child.pid, number)
+        except PermissionError:
+            # It has become another user (sudo(8)), and this process may signal none but its own. It ends when it likes; others go on.
+            log.warning("child_not_signalled", kind=child.kind, pid=child.pid, signal=number.name)

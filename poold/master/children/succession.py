@@ -45,10 +45,7 @@ class Starter:
         `pair` makes the master's end of the channel and the child's. `launch` gets the descriptor of the child's end, starts the
         process and returns a pid. `read` is called whenever there is something to read from the child.
         """
-        try:
-            child = self.table.claim(kind, generation=generation, now=self.loop.clock())
-        except LookupError as error:
-            raise OSError(str(error)) from error
+        child = self.table.claim(kind, generation=generation, now=self.loop.clock())
         try:
             child.channel, theirs = pair()
             try:

@@ -4,6 +4,7 @@ Every process that poold makes is here from before it exists until it is reaped.
 come before its row. Transitions are data; an illegal one raises and changes nothing.
 """
 
+import errno
 import heapq
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +26,13 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.TERMINATING: frozenset({State.KILLED}),
     State.KILLED: frozenset(),
 }
+
+
+class NoSlotError(OSError, LookupError):
+    """Every slot is taken. An OSError too: whoever makes a process goes on as where the kernel has none left, later or not at all."""
+
+    def __init__(self, slots: int, what: str) -> None:
+        super().__init__(errno.EAGAIN, f"all {slots} slots for {what} are taken")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +138,7 @@ class ChildTable:
     _moved: dict[int, Child | None] = field(default_factory=dict)
 
     def claim(self, kind: Kind, *, generation: int, now: float) -> Child:
-        """Take a slot for a child that is about to be made. Raises LookupError when every slot is taken."""
+        """Take a slot for a child that is about to be made. Raises NoSlotError when every slot is taken."""
         slot = self._free_slot(kind)
         self._incarnation = (self._incarnation + 1) & 0xFFFFFFFF
         child = Child(slot, self._incarnation, kind, generation, now)
@@ -155,11 +163,14 @@ class ChildTable:
 
     def _free_slot(self, kind: Kind) -> int:
         if kind is not Kind.WORKER:
-            return next(slot for slot in range(AUXILIARY_SLOTS) if slot not in self._rows)
+            for slot in range(AUXILIARY_SLOTS):
+                if slot not in self._rows:
+                    return slot
+            raise NoSlotError(AUXILIARY_SLOTS, "children that are not workers")
         if self._free:
             return heapq.heappop(self._free)
         if self._used == SLOTS:
-            raise LookupError(f"all {SLOTS} slots are taken")
+            raise NoSlotError(SLOTS - AUXILIARY_SLOTS, "workers")
         self._used += 1
         return self._used - 1
 

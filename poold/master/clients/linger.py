@@ -95,5 +95,4 @@ class Linger:
 
     def close(self) -> None:
         """End them all now."""
-        for refused in list(self._open):
-            self._close(refused)
+        self._loop.each(partial(self._close, refused) for refused in list(self._open))

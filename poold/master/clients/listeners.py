@@ -17,6 +17,7 @@ from poold.master.clients.sockdiag import queue
 from poold.master.clients.sockets import Opened, address, retune, somaxconn
 from poold.master.clients.store import Store
 from poold.master.current import Current
+from poold.master.engine.deadlines import Callback
 from poold.master.engine.loop import Loop
 from poold.master.phase import Life
 from poold.plain import AF_UNIX, SOCK_STREAM
@@ -69,12 +70,7 @@ class Listeners:
         listening = Listening(opened, listener, self._counters.listener(listener.name), int(opened.socket.family))
         self._open.append(listening)
         # The gate opens again in this turn, and watches this one too.
-        self.gate(False)
-        self._store.keep(opened, listener)
-        log.info("listening", listener=listening.name, address=address(opened.socket))
-        most = None if opened.lent else somaxconn()
-        if most is not None and listener.backlog > most:
-            log.warning("backlog_cut", listener=listening.name, backlog=listener.backlog, somaxconn=most)
+        self._loop.surely([partial(self.gate, False), partial(self._store.keep, opened, listener), partial(_announce, listening)])
         return listening
 
     def open(self, *, patience: float) -> None:
@@ -150,8 +146,8 @@ class Listeners:
             if listening.opened.lent:
                 self._close(listening)
             else:
-                listening.leaving = True
                 listening.deadline = self._loop.after(seconds, partial(self._close, listening))
+                listening.leaving = True
 
     def drain(self, *, seconds: float) -> None:
         """Close every listener like that, but the lent ones: they are served as long as the drain lasts."""
@@ -271,16 +267,18 @@ class Listeners:
 
     def close(self) -> None:
         """Close every listener, and remove the socket files that are ours."""
-        for listening in list(self._open):
-            self._close(listening)
+        self._loop.each(partial(self._close, listening) for listening in list(self._open))
 
     def _close(self, listening: Listening) -> None:
+        """Close a listener that will never be looked at again: what fails on the way leaves out nothing else."""
         self._open.remove(listening)
-        if listening.deadline is not None:
-            listening.deadline.cancel()
-        self._loop.forget(listening.opened.socket)
-        self._store.drop(listening.opened, listening.listener)
-        listening.opened.close()
+        steps: list[Callback] = [] if listening.deadline is None else [listening.deadline.cancel]
+        steps.append(partial(self._loop.forget, listening.opened.socket))
+        steps.append(partial(self._store.drop, listening.opened, listening.listener))
+        steps += [listening.opened.close, partial(self._closed, listening)]
+        self._loop.surely(steps)
+
+    def _closed(self, listening: Listening) -> None:
         self._counters.cells[BACKLOG_KNOWN[listening.number]] = 0
         log.info("listener_closed", listener=listening.name)
 
@@ -290,3 +288,12 @@ def _former(part: ListenerPart, config: Config) -> Listener:
     former = replace(config.listeners[0], address=Address.parse(part.address), name=part.name)
     # The store knows it by these.
     return replace(former, interface=part.interface, freebind=part.freebind)
+
+
+def _announce(listening: Listening) -> None:
+    """Say where a listener listens, and whether its backlog is shorter than asked for."""
+    opened, listener = listening.opened, listening.listener
+    log.info("listening", listener=listening.name, address=address(opened.socket))
+    most = None if opened.lent else somaxconn()
+    if most is not None and listener.backlog > most:
+        log.warning("backlog_cut", listener=listening.name, backlog=listener.backlog, somaxconn=most)

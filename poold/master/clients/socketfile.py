@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from poold.log import log
 from poold.master.clients.sockdiag import unix_file
 
 File = tuple[int, int]
@@ -116,16 +117,21 @@ def remove(path: str, file: File) -> None:
 
     Once it is closed, another poold may take the file for a stale one and put its own there, which must not be what is removed.
     What may be removed instead, if somebody replaces the file after the look, is in a folder that he may remove it from himself.
+    A file that cannot be removed is a warning and no error: whoever closes the socket goes on.
     """
     folder, name = os.path.split(path)
-    # A folder that is gone or read-only: the next start replaces what may be left.
-    with suppress(OSError):
+    try:
         fd = os.open(folder, _HOLD_FOLDER)
         try:
             if _identity(os.stat(name, dir_fd=fd, follow_symlinks=False)) == file:
                 os.unlink(name, dir_fd=fd)
         finally:
             os.close(fd)
+    except (FileNotFoundError, NotADirectoryError):
+        # It has gone already, or its folder has.
+        return
+    except OSError as error:
+        log.warning("socket_file_not_removed", path=path, errno=errno.errorcode.get(error.errno or 0, "other"))
 
 
 def _hold(path: str) -> int | None:
@@ -232,10 +238,12 @@ def _locked(folder: int, name: str, patience: float) -> Iterator[None]:
     try:
         yield
     finally:
-        # Before it is let go: who waits for it sees then that this one is not the lock any more.
-        with suppress(FileNotFoundError):
-            os.unlink(lock, dir_fd=folder)
-        os.close(fd)
+        try:
+            # Before it is let go: who waits for it sees then that this one is not the lock any more.
+            with suppress(FileNotFoundError):
+                os.unlink(lock, dir_fd=folder)
+        finally:
+            os.close(fd)
 
 
 def _try_lock(folder: int, lock: str) -> int | None:

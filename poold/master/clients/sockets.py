@@ -58,11 +58,12 @@ class Opened:
         return SocketPart(self.socket.fileno(), self.path, self.file, self.lent)
 
     def close(self) -> None:
-        """Close it, unless it is lent, and remove its file if that is still its own."""
+        """Close it, unless it is lent, and remove its file if that is still its own; again changes nothing."""
         if self.lent:
             return
         if self.file is not None:
             socketfile.remove(self.path, self.file)
+            self.file = None
         self.socket.close()
 
 

@@ -15,6 +15,11 @@ class Deadline:
         self._heap = heap
         self.callback: Callback | None = callback
 
+    @property
+    def ahead(self) -> bool:
+        """Say whether it is still to come: it has neither fallen due nor been cancelled."""
+        return self.callback is not None
+
     def cancel(self) -> None:
         """Forget it; again or too late does no harm."""
         if self.callback is not None:

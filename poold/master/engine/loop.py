@@ -9,6 +9,7 @@ import select
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol
 
 from poold.errors import InternalError
@@ -23,6 +24,8 @@ STALL = 5.0
 # More errors than this in so many seconds: the fault does not go away by itself.
 ERRORS_MAX = 20
 ERRORS_WINDOW = 10.0
+# How long after an error the loop turns again, though nothing else should happen.
+LOOK_AGAIN = 1.0
 
 
 class File(Protocol):
@@ -140,12 +143,28 @@ class Loop:
         if fatal is not None:
             raise fatal
 
+    def surely(self, steps: Iterable[Callback]) -> None:
+        """Take every step of what there is no way back from, whatever is raised by any; one that raises is taken once more.
+
+        What had no memory may have it then. So no step may do harm when it is taken twice. InternalError after the last.
+        """
+        self.each(partial(self._twice, step) for step in steps)
+
+    def _twice(self, step: Callback) -> None:
+        try:
+            step()
+        except Exception as error:
+            self.note_error(error)
+            step()
+
     def note_error(self, error: Exception) -> None:
         """Log and count an error of poold's own. Raises InternalError where this is one, or when there were too many."""
         if isinstance(error, InternalError):
             raise error
         self.errors += 1
         try:
+            # What is lost with it is found by whoever looks at the facts each turn; there must be one.
+            self.after(LOOK_AGAIN, lambda: None)
             now = self.clock()
             self._error_times = [at for at in self._error_times if now - at < ERRORS_WINDOW] + [now]
             log.error("loop_error", error=type(error).__name__, traceback="".join(traceback.format_exception(error)))

@@ -18,7 +18,7 @@ from poold.log import log
 from poold.master.clients import sockets
 from poold.master.clients.sockets import Opened, SocketPart
 from poold.master.document.part import Part
-from poold.master.engine.deadlines import Deadline
+from poold.master.engine.deadlines import Callback, Deadline
 from poold.master.engine.loop import Loop
 from poold.rpc import ANSWER_MAX, REQUEST_MAX
 
@@ -101,7 +101,12 @@ class Control:
 
     def _watch(self, opened: Opened) -> None:
         self._pausing = None
-        self._loop.watch(opened.socket, partial(self._accept, opened))
+        try:
+            self._loop.watch(opened.socket, partial(self._accept, opened))
+        except OSError as error:
+            # No memory for it, say. Without another try nobody could ever ask for anything again.
+            log.warning("control_refused", error=error.strerror)
+            self._pausing = self._loop.after(PAUSE, partial(self._watch, opened))
 
     def _pause(self, opened: Opened) -> None:
         """Leave the clients that come alone for a moment."""
@@ -319,9 +324,8 @@ class Control:
 
     def close(self) -> None:
         """Close the control socket and remove its file."""
-        for client in list(self._clients):
-            self._close(client)
+        steps: list[Callback] = [partial(self._close, client) for client in self._clients]
         opened, self._opened = self._opened, None
         if opened is not None:
-            self._stop_listening(opened)
-            opened.close()
+            steps += [partial(self._stop_listening, opened), opened.close]
+        self._loop.surely(steps)
