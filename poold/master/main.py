@@ -56,7 +56,7 @@ class Master:
         self._inbox = inbox
         self._inherited = inherited
         self._guard = guard
-        self._loop = Loop(self._inbox, self._on_signals, self._on_idle)
+        self._loop = Loop(self._inbox, self._on_signals, lambda: self._parts.pool.refill())
         verbs = {"reload": self._reload, "upgrade": self._upgrade, "stop": self._stop}
         self._parts = Parts(
             current,
@@ -177,9 +177,6 @@ class Master:
         else:
             log.warning("stopping_at_once")
             self._parts.pool.kill()
-
-    def _on_idle(self) -> None:
-        self._parts.pool.refill()
 
     def _advance(self) -> None:
         """Do what the facts ask for now; called after each turn, and as often as one likes."""

@@ -255,11 +255,14 @@ class Control:
         log.debug("control_unanswered", error="it does not read its answer")
         self._close(client)
 
+    def waiting(self, verb: str) -> int | None:
+        """Return the descriptor of the client who has asked for this and whose answer is being made, None when there is none."""
+        return next((client.socket.fileno() for client in self._clients if client.waiting and client.verb == verb), None)
+
     def save(self) -> ControlPart:
         """Return the control socket, and the client who has asked for an upgrade and has no answer yet."""
         assert self._opened is not None
-        requester = next((client.socket.fileno() for client in self._clients if client.waiting and client.verb == "upgrade"), None)
-        return ControlPart(control=self._opened.save(), requester=requester)
+        return ControlPart(control=self._opened.save(), requester=self.waiting("upgrade"))
 
     def restore(self, part: ControlPart) -> None:
         """Take over control socket and client of the program before; a socket that is not there is opened anew. Raises ConfigError."""
