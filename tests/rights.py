@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from tests.procfs import descendants, stat_fields, title
+from tests.procfs import descendants, stat_fields, state, title
+from tests.waiting import eventually
 
 
 class Holder(StrEnum):
@@ -591,6 +592,8 @@ def broken_rights(
         if number:
             # What is under way gets there meanwhile, also on a busy machine; nobody tells when.
             time.sleep(0.05 * 3 ** (number - 1))
+        # While the master stands still, nothing gets anywhere.
+        eventually(lambda: state(master) != "T", "a master that goes on")
         try:
             processes = look(master, metrics=metrics, control=control)
         except OSError:

@@ -56,7 +56,7 @@ class Master:
         self._inbox = inbox
         self._inherited = inherited
         self._guard = guard
-        self._loop = Loop(self._inbox, self._on_signals, lambda: self._parts.pool.refill())
+        self._loop = Loop(self._inbox, self._on_signals, lambda: self._parts.pool.refill())  # noqa: PLW0108 -- the parts are built below
         verbs = {"reload": self._reload, "upgrade": self._upgrade, "stop": self._stop}
         self._parts = Parts(
             current,

@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 
 from tests.faultkit import out_of_files
-from tests.procfs import shows, state
+from tests.procfs import gone, shows, state
 from tests.soak.hostile.attack import Act, Kind, named
 from tests.soak.hostile.scene import Scene
 from tests.support import Client
@@ -78,7 +78,9 @@ def spares_die(scene: Scene, random: Random) -> None:
     for _ in range(random.randrange(1, 20)):
         for pid in scene.titled("spare")[:1]:
             end(pid, "spare")
-        # The client that it may have been given has its second worker before the next one dies.
+            # It is waited for here: a client that it may have been given comes before the next one from now on.
+            eventually(lambda pid=pid: gone(pid) or not shows(pid, "poold: spare"), "its end")
+        # So that client has its second worker before the next one dies.
         with scene.connect() as client:
             assert client.ask("echo after a spare") == "after a spare", "a client was not served after a spare had died"
     _answers(scene)

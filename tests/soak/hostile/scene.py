@@ -265,8 +265,9 @@ def end_leftovers(roots: list[int]) -> int:
     count = 0
     for pid in (pid for root in roots for pid in descendants(root)):
         try:
-            name, line = Path(f"/proc/{pid}/comm").read_text().strip(), Path(f"/proc/{pid}/cmdline").read_bytes()
-            if name == LEFTOVER or line.startswith(LEFTOVER.encode()):
+            # Bytes: sessions call themselves what they like.
+            name, line = Path(f"/proc/{pid}/comm").read_bytes().strip(), Path(f"/proc/{pid}/cmdline").read_bytes()
+            if name == LEFTOVER.encode() or line.startswith(LEFTOVER.encode()):
                 os.kill(pid, signal.SIGKILL)
                 count += 1
         except OSError:
