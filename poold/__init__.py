@@ -19,8 +19,8 @@ Where each box of a concurrent server's flowchart lives:
 
 A directory is a process: `master`, `mold`, `worker`, `exporter`, `logger`. What lies beside them is public (`connection`, `address`,
 `handlers`), crosses a process boundary (`channel`, `lifeline`, `rpc`, `scoreboard` with `metrictable`, `childrows`, `pages`, `words`,
-`log`, `stream`), is a child's first act (`arguments`, `sandbox`, `title`), or is the command line (`cli`, `report`, `probe`). `settings`
-is what judges poold.toml.
+`from_json`, `log`, `stream`), is a child's first act (`arguments`, `sandbox`, `title`), or is the command line (`cli`, `report`,
+`probe`). `settings` judges poold.toml.
 
 A folder of `master` is a concern. Above them stand `parts`, which builds everything in one pass, and `main`, which turns the loop; below
 them what all have in common: `current` (the settings in force), `phase` (where the master is in its life), `memories` (what is shared).

@@ -44,9 +44,9 @@ _ENDLESS_KEY = re.compile(
 
 
 def key_lines(text: str) -> Mapping[KeyPath, int]:
-    """Return the line, from 1, of every key, table and array element of a text that tomllib accepts.
+    """Return the line, from 1, of every key, table and array element. tomllib accepts the text.
 
-    A table has the line of its first header, or of the first key that is written through it.
+    A table has the line of its first header, or of the first dotted key that names the table.
     """
     lines: dict[KeyPath, int] = {}
     newest: dict[KeyPath, int] = {}  # the position of the latest table of each [[array]]
@@ -61,7 +61,7 @@ def key_lines(text: str) -> Mapping[KeyPath, int]:
             continue
         header = step.groupdict().get("header")
         path, positions = unclosed[-1] if unclosed else (() if header else table, count())
-        parts = _parts(step["key"]) if step["key"] else [next(positions)]
+        parts: list[str | int] = _parts(step["key"]) if step["key"] else [next(positions)]
         for path in _paths(path, parts, newest, append=header == "[["):  # noqa: B020 -- ends as the last one
             lines.setdefault(path[:_DEPTH_MAX], line)
         if header:
@@ -112,13 +112,13 @@ def nearest(lines: Mapping[KeyPath, int], path: KeyPath) -> int | None:
 
 
 def dotted(path: KeyPath) -> str:
-    """Return a path as an operator writes one: dots between keys, TOML's quotes, positions from 1."""
+    """Return a path as an operator writes one: dots, TOML's quotes, and positions from 1."""
     words = [f"[{part + 1}]" if isinstance(part, int) else f".{_quoted(part)}" for part in path]
     return "".join(words).removeprefix(".")
 
 
 def _quoted(key: str) -> str:
-    """Return a key as it is, or in quotes and with escapes where TOML needs them."""
+    """Return a key, in quotes and with escapes where TOML needs them."""
     if re.fullmatch(_WORD, key):
         return key
     return '"' + "".join(c if c.isprintable() and c not in '"\\' else _escape(c) for c in key) + '"'

@@ -1,4 +1,8 @@
-"""Judging settings at the start, in a process that ends, so that the master is not what loads what judging needs."""
+"""Judging settings at the start of the master, in a forked process that ends.
+
+The fork loads pydantic and what else the judging needs, so the master never does. `trial` judges
+for a reload.
+"""
 
 import json
 import os
@@ -11,10 +15,10 @@ from poold import sandbox
 from poold.errors import ConfigError, Problem
 
 
-def verdict(data: bytes, file: Path | None, *, environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return `poold.settings.judge.verdict` of these bytes. Raises ConfigError when there is none, OSError.
+def judge_in_fork(data: bytes, file: Path | None, *, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the verdict of `poold.settings.judge`. Raises OSError, and ConfigError without one.
 
-    To be called before there is a second thread: a fork and not a fresh interpreter, which would take longer to start than to judge.
+    The caller has no second thread. A fork starts sooner than a fresh interpreter.
     """
     reader, writer = os.pipe()
     parent = os.getpid()
@@ -33,19 +37,21 @@ def verdict(data: bytes, file: Path | None, *, environ: Mapping[str, str]) -> di
 
 
 def _judge(data: bytes, file: Path | None, environ: Mapping[str, str], writer: int, parent: int) -> None:
+    """Write the verdict as JSON to `writer`, and end this process."""
     code = 1
     try:
-        # It has every socket that was passed, and may wait for a name service: whoever is started next could not have them.
+        # The fork holds every passed socket and may wait for a name service. If the fork outlived
+        # the master, the next master could not bind those addresses.
         sandbox.vanish_with(parent)
-        # Or pydantic would look through every installed distribution for plugins, a tenth of the time that this takes.
+        # Otherwise pydantic would search every installed distribution for plugins.
         os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
-        from poold.settings import judge  # what this process is for
+        from poold.settings import judge  # loads pydantic
 
         with open(writer, "wb") as answer:
             answer.write(json.dumps(judge.verdict(data, file, environ=environ)).encode())
         code = 0
     except BaseException as error:
-        # Nothing may climb out into the code of the process that asked.
+        # An exception that left this function would run the master's code in the fork.
         from poold.log import escaped, trace
 
         print(escaped(trace(error)), file=sys.stderr, flush=True)
