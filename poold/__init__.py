@@ -26,7 +26,8 @@ directories are of four kinds:
 
     public                      connection, address, handlers
     shared by processes         channel, plain, lifeline, rpc, scoreboard, metrictable, childrows,
-                                pages, words, log, stream, errors
+                                from_json, pages, words, log, stream,
+                                errors
     the first acts of a child   arguments, sandbox, title
     the command line            cli, report, probe
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # A command waits for a reload or an upgrade as long as its parts may take: the trial, the handler's import, the exporter's start.
 RELOAD_SECONDS = 900.0
 ASK_SECONDS = 10.0
+EXAMPLE_HELP = "print a settings file with every key and its default"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add("run", run, "run in the foreground")
     add("check", check, "check settings and handler").add_argument("--print", action="store_true", help="show the effective settings")
+    commands.add_parser("example", help=EXAMPLE_HELP, description=EXAMPLE_HELP, allow_abbrev=False).set_defaults(command=example)
     add("reload", reload, "ask for a reload and wait for its result").add_argument(
         "--dry-run", action="store_true", help="say what would change, and change nothing"
     )
@@ -140,11 +142,12 @@ def _run(arguments: argparse.Namespace, inbox: "Inbox", passed: list[tuple[str, 
     # Not needed by the commands that only ask.
     from poold.master.current import Current
     from poold.master.main import Master
-    from poold.settings import apart, config, file
+    from poold.settings import config, file
+    from poold.settings.judge_in_fork import judge_in_fork
 
     try:
         found, text, warnings = file.find(arguments.file, os.environ)
-        verdict = apart.verdict(text, found, environ=os.environ, signals=inbox)
+        verdict = judge_in_fork(text, found, environ=os.environ, signals=inbox)
         if verdict is None:
             # It was told to, and nothing has been opened or started that would have to be closed or ended.
             log.info("stopped", exit_status=int(ExitCode.OK))
@@ -182,7 +185,6 @@ def check(arguments: argparse.Namespace) -> int:
     from poold.probe import import_handler
     from poold.settings import judge
     from poold.settings.people import people
-    from poold.settings.schema import settled
 
     try:
         loaded = judge.read(arguments.file, os.environ)
@@ -190,7 +192,7 @@ def check(arguments: argparse.Namespace) -> int:
         return _refuse(error)
     for warning in loaded.warnings:
         complain(f"poold: warning: {warning}")
-    reason, printed = import_handler(settled(loaded.config), people(loaded.config.server), os.environ)
+    reason, printed = import_handler(loaded.config, people(loaded.config.server), os.environ)
     if printed:
         complain(printed.rstrip("\n"))
     if reason is not None:
@@ -200,6 +202,12 @@ def check(arguments: argparse.Namespace) -> int:
         say(judge.effective(loaded.config).rstrip("\n"))
     else:
         say(f"{loaded.file or 'built-in defaults'}: good")
+    return ExitCode.OK
+
+
+def example(arguments: argparse.Namespace) -> int:
+    """Print the settings file that the package carries."""
+    say(Path(__file__).with_name("poold.toml").read_text(encoding="utf-8").rstrip("\n"))
     return ExitCode.OK
 
 

@@ -123,7 +123,7 @@ def calls(path: Path) -> Iterator[str]:
 
 # The calls that can hurt, and the only modules that make them.
 HURTING = {
-    r"os\.(fork|forkpty)|.*\.PyOS_\w+": {"poold.mold.clone", "poold.settings.apart", "poold.master.drill"},
+    r"os\.(fork|forkpty)|.*\.PyOS_\w+": {"poold.mold.clone", "poold.settings.judge_in_fork", "poold.master.drill"},
     r"os\.posix_spawnp?|subprocess\.\w+": {"poold.master.children.spawn"},
     r"os\.exec\w+": {"poold.worker.adapters", "poold.master.upgrade.program"},
     r"os\.(set\w*id|setgroups|initgroups)": {"poold.sandbox", "poold.worker.main"},  # the worker's setsid
@@ -140,7 +140,7 @@ HURTING = {
         "poold.probe",
         "poold.master.guard",
         "poold.master.drill",
-        "poold.settings.apart",
+        "poold.settings.judge_in_fork",
     },
     r"os\.(wait\w*)": {
         "poold.master.children.reaper",
@@ -150,7 +150,7 @@ HURTING = {
         "poold.probe",
         "poold.master.drill",
         "poold.mold.clone",
-        "poold.settings.apart",
+        "poold.settings.judge_in_fork",
     },
     r"(\w+\.)?_?ptrace": {"poold.master.children.tracees"},
     # The loop's holding off; an observer that waits for its scout.

@@ -2,10 +2,12 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -89,6 +91,49 @@ def test_settings_by_environment_and_by_folder(tmp_path: Path) -> None:
     assert tomllib.loads(run("check", "--print", folder=tmp_path).stdout)["pool"]["max_children"] == 5
     done = run("check", "--print", folder=tmp_path, POOLD_CONFIG="other.toml")
     assert tomllib.loads(done.stdout)["pool"]["max_children"] == 6
+
+
+def test_example(tmp_path: Path) -> None:
+    """`example` prints the repository's poold.toml byte for byte, and exists there once: the other name is a link to the package's."""
+    command = [sys.executable, "-P", "-m", "poold", "example"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=30, env={**os.environ, "LC_ALL": "C"}, check=True)
+    assert done.stdout == (ROOT / "poold.toml").read_bytes()
+    assert (ROOT / "poold.toml").samefile(ROOT / "poold" / "poold.toml")
+
+
+def test_example_of_an_installation(tmp_path: Path) -> None:
+    """A wheel made of the sdist of a checkout carries the example, and `check` finds it good."""
+    checkout, site = tmp_path / "checkout", tmp_path / "site"
+    shutil.copytree(ROOT / "poold", checkout / "poold", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "poold.toml"):
+        shutil.copy(ROOT / name, checkout / name, follow_symlinks=False)
+    build = "from setuptools import build_meta; print(build_meta.build_{}({!r}))"
+    subprocess.run([sys.executable, "-c", build.format("sdist", str(tmp_path))], cwd=checkout, capture_output=True, timeout=300, check=True)
+    [sdist] = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as packed:
+        packed.extractall(tmp_path, filter="data")
+    source = tmp_path / sdist.name.removesuffix(".tar.gz")
+    subprocess.run([sys.executable, "-c", build.format("wheel", str(tmp_path))], cwd=source, capture_output=True, timeout=300, check=True)
+    [wheel] = tmp_path.glob("*.whl")
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run(install, capture_output=True, timeout=300, check=True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    where = subprocess.run(
+        [sys.executable, "-P", "-c", "import poold; print(poold.__file__)"],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        check=True,
+    )
+    assert where.stdout.strip() == str(site / "poold" / "__init__.py")
+    done = run("example", folder=elsewhere, PYTHONPATH=str(site))
+    assert (done.returncode, done.stdout) == (0, (ROOT / "poold.toml").read_text())
+    (elsewhere / "poold.toml").write_text(done.stdout)
+    checked = run("check", "-c", "poold.toml", folder=elsewhere, PYTHONPATH=str(site))
+    assert (checked.returncode, checked.stdout) == (0, f"{elsewhere}/poold.toml: good\n"), checked.stderr
 
 
 def test_the_repository_s_settings_serve_chat(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from poold.address import Address
 from poold.master.change.plan import Plan, plan, shown
 from poold.settings import judge
 from poold.settings.config import Config
-from poold.settings.schema import settled
 
 HANDLER = '[server]\nhandler = "cases:serve"\n'
 # Where clients come to, in short.
@@ -19,7 +18,7 @@ def settings(text: str, *listeners: str) -> Config:
     """Return the settings of some keys and of listeners, each a place with its keys: `a backlog = 9`."""
     tables = [each.partition(" ") for each in listeners or ("a",)]
     written = "".join(f'[[listener]]\naddress = "{PLACES[place]}"\n{keys}\n' for place, _, keys in tables)
-    return settled(judge.load(f"{HANDLER}{text}\n{written}".encode(), None))
+    return judge.load(f"{HANDLER}{text}\n{written}".encode(), None)
 
 
 def places(found: list[str]) -> str:

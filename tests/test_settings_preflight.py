@@ -15,13 +15,28 @@ import pytest
 from poold.address import Address
 from poold.errors import ConfigError, Problem
 from poold.master.clients import sockets
+from poold.settings import preflight
+from poold.settings.config import Config
 from poold.settings.fields import shown
-from poold.settings.judge import check, effective, load, prepare, resolve
-from poold.settings.schema import Config
+from poold.settings.judge import effective, load, prepare
+from poold.settings.lines import dotted
 from tests.needs import needs_root
 
 FILE = Path("/etc/poold.toml")
 ENVIRON = {"PATH": "/usr/bin:/bin"}
+
+
+def check(config: Config, environ: dict[str, str]) -> list[Problem]:
+    """Return what this machine lacks for settings."""
+    return [Problem(dotted(path), message) for path, message in preflight.survey(config, environ)]
+
+
+def resolve(config: Config) -> Config:
+    """Return settings whose hosts are addresses, or raise ConfigError."""
+    config, unresolved = preflight.resolved(config)
+    if unresolved:
+        raise ConfigError([Problem(dotted(path), message) for path, message in unresolved])
+    return config
 
 
 def found(text: str) -> dict[str, str]:

@@ -9,23 +9,16 @@ import pytest
 import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
 
 from poold.errors import ConfigError, Problem
+from poold.settings.annotations import Setting, settings_of
+from poold.settings.config import Config
+from poold.settings.fields import reader_of
 from poold.settings.judge import effective, load
-from poold.settings.schema import Config, Control, Listener, Log, Metrics, Pool, Server, Timeouts
 from poold.settings.toml import NOT_YET
 
-MODELS: dict[str, type[BaseModel]] = {
-    "server": Server,
-    "listener": Listener,
-    "pool": Pool,
-    "timeouts": Timeouts,
-    "metrics": Metrics,
-    "control": Control,
-    "log": Log,
-}
-SCHEMA = {table: {field.alias or name: field.default for name, field in model.model_fields.items()} for table, model in MODELS.items()}
+TABLES: dict[str, tuple[Setting, ...]] = {each.key: settings_of(each.table) for each in settings_of(Config) if each.table}
+SCHEMA = {table: {setting.key: setting.default for setting in settings} for table, settings in TABLES.items()}
 REFERENCE = (Path(__file__).parent.parent / "poold.toml").read_text()
 FILE = Path("/etc/poold.toml")
 
@@ -369,18 +362,46 @@ def test_the_examples_of_the_reference_are_right(example: str) -> None:
     load(example.encode(), FILE)
 
 
-def test_the_reference_has_every_key() -> None:
-    """poold.toml shows each key of the schema, with its default or, for a key that has none, as an example."""
-    shown = tomllib.loads(UNCOMMENTED)
-    shown["listener"] = shown["listener"][0]
-    exemplary: dict[str, set[str]] = {}
-    for example in examples():
-        for table, keys in tomllib.loads(example).items():
-            exemplary.setdefault(table, set()).update(*(keys if isinstance(keys, list) else [keys]))
-    for table, defaults in SCHEMA.items():
-        assert set(defaults) == set(shown[table]) | (exemplary.get(table, set()) - {"address"})
-        without = {key for key, value in defaults.items() if value is None}
-        assert without | ({"mode"} if table == "listener" else set()) == set(defaults) - set(shown[table])
+def words_of(table: str, setting: Setting) -> str:
+    """Return what the reference has to say beside a key: what `poold check` says must be there."""
+    words = reader_of(setting, table).words
+    not_yet = NOT_YET.get((table, setting.key))
+    return words.replace(f' or "{not_yet}"', "") if not_yet else words
+
+
+def written() -> dict[tuple[str, str], list[tuple[str, str, str]]]:
+    """Return how the reference writes each key of a table: what the line begins with, the value, and the comment beside it."""
+    found: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
+    table = ""
+    for line in REFERENCE.splitlines():
+        if header := re.fullmatch(r"(#? ?)\[+([a-z.]+)\]+", line):
+            table = header[2]
+            name, _, key = table.partition(".")
+            if key:
+                found.setdefault((name, key), []).append((header[1], "{}", ""))
+        elif (key := re.fullmatch(r"(#? ?)([a-z_]+) = (.*?)(?:  # (.*))?", line)) and table in SCHEMA:
+            found.setdefault((table, key[2]), []).append((key[1], key[3], key[4] or ""))
+    return found
+
+
+@pytest.mark.parametrize(("table", "setting"), [(table, each) for table, settings in TABLES.items() for each in settings])
+def test_the_reference_follows_from_the_declarations(table: str, setting: Setting) -> None:
+    """poold.toml has each declared key, its default or an example where there is none, and beside each what its value must be."""
+    lines = written()[table, setting.key]
+    for _, value, comment in lines:
+        assert comment == (words_of(table, setting) if value != "{}" else "")
+    defaults = [value for mark, value, _ in lines if mark in ("", "#")]
+    # The mode of a socket is shown where there is a socket file.
+    exemplary = setting.default is None or (table, setting.key) == ("listener", "mode")
+    assert len(defaults) == (0 if exemplary else 1)
+    for value in defaults or [lines[0][1]]:
+        found = reader_of(setting, table).read(tomllib.loads(f"value = {value}")["value"])
+        assert exemplary or found == setting.default
+
+
+def test_the_reference_has_no_other_key() -> None:
+    """poold.toml shows no key that is not declared."""
+    assert set(written()) == {(table, each.key) for table, settings in TABLES.items() for each in settings}
 
 
 def test_the_reference_shows_nothing_that_does_not_work() -> None:

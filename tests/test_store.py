@@ -12,7 +12,6 @@ from poold.address import Address
 from poold.master.clients.store import PREFIX, mark
 from poold.settings import judge
 from poold.settings.config import Listener
-from poold.settings.schema import settled
 from tests.procfs import open_files
 from tests.support import Client, Daemon, Poold, free_port
 
@@ -26,7 +25,7 @@ def listeners(*addresses: str) -> str:
 
 def setting(address: str) -> Listener:
     """Return a listener as settings have it."""
-    return settled(judge.load(listeners(address).encode(), None)).listeners[0]
+    return judge.load(listeners(address).encode(), None).listeners[0]
 
 
 def told(daemon: Daemon, key: str) -> list[str]:

@@ -1,18 +1,22 @@
-"""The settings: poold.toml in, one frozen `Config` out, or every problem with its key and line.
+"""The settings: the bytes of poold.toml go in; a frozen `Config` or every problem comes out.
 
-Whoever judges settings does so in a process that ends: `poold check`, the trial of a reload, or a fork at the start. The master holds
-what came out as plain values, and what molds and workers need of them crosses as plain values too.
+Each setting is declared once, in `config`; the other modules derive from the declarations what they
+accept, say and write. A process that judges settings ends afterwards: `poold check`, the fork at
+the master's start, or the trial of a reload. The master gets the result as JSON and loads no
+pydantic.
 
-    file       where the file is, its bytes; where the control socket is
-    config     the settings as the master holds them, and the document in which they cross to it
-    judge      bytes in; settings, or every problem with its key and line, out
-    apart      the judge in a process of its own, at the start
-    trial      the same for a reload
-    schema     names, ranges and defaults
-    fields     kinds of value, and how a wrong one is described
-    descriptors how many open files the master may need
-    toml       TOML text to values and back
-    lines      which line a key is on
-    people     accounts as numbers
-    preflight  what this machine has to have: accounts, folders, addresses, programs
+    annotations    what annotates a declaration: range, unit, hint
+    config         the declarations, and the document in which settings cross to the master
+    file           where the settings file is, and its bytes; where the control socket is
+    judge          from bytes to settings, or to problems with key and line
+    judge_in_fork  the judge in a forked process, for the master's start
+    trial          the judge in a fresh interpreter, for a reload
+    toml           from TOML text to settings and back
+    lines          the line of each key
+    schema         pydantic models of the declarations
+    fields         what a single setting accepts, and the message for a wrong value
+    rules          what one setting has to do with another
+    preflight      what this machine must have: accounts, folders, addresses, programs
+    people         accounts as numbers
+    descriptors    how many open files the master may need
 """

@@ -1,34 +1,39 @@
-"""Open files: what the master may come to need with given settings, and whether its limit allows that. Pure.
+"""Open files: how many descriptors the master may need, and whether a limit allows so many.
 
-Here and not with the master, because whoever judges settings says it: with key and line, before anything is opened.
+The functions depend on their arguments alone. A judging process calls them too, so that `poold
+check` can name the key before the master opens anything.
 """
 
 from resource import RLIM_INFINITY
 
 from poold.settings.config import Config
 
-# Births under way at one time: more would only queue up in the mold.
+# Births under way at one time. The mold makes one clone after the other, so more would only wait.
 BIRTHS_MAX = 64
-# Refused clients that are still being told so.
+# Refused clients whose connections the master still holds until the refusal has left.
 LINGER_MAX = 64
-# Standard streams, selector, wakeup pair, shared memories and views of them, control, metrics, lifelines, and what a start of a
-# process needs for a moment.
+# Standard streams, selector, wakeup pair, shared memories and views of them, control, metrics,
+# lifelines. The start of a process takes some for a moment.
 FIXED = 48
 
 
 def needed(config: Config) -> int:
-    """Return how many descriptors the master may come to have open with these settings."""
+    """Return the most descriptors that the master can have open with these settings."""
     pool = config.pool
     channels = min(pool.max_children, max(pool.min_spare, pool.max_spare) + BIRTHS_MAX)
     if pool.connections_per_child != 1:
         channels = pool.max_children
-    # Each worker has an activity page, and each session that waits for its worker's acknowledgement its connection.
+    # The master holds an activity page for each worker, and a connection for each session that no
+    # worker has acknowledged.
     pages = pool.max_children if config.server.command is None else 0
     return FIXED + len(config.listeners) + channels + pages + min(pool.max_children, 2 * BIRTHS_MAX) + LINGER_MAX
 
 
 def shortage(config: Config, hard: int) -> tuple[str, str] | None:
-    """Return which key of [pool] asks for more than the hard limit of open files, and what to say of it; None if none does."""
+    """Return the key of [pool] that needs more than the hard limit of open files, and a message.
+
+    None means that the limit is high enough.
+    """
     need = needed(config)
     if hard == RLIM_INFINITY or need <= hard:
         return None

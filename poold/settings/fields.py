@@ -1,7 +1,10 @@
-"""The types that a setting can have: each turns a value as TOML has it into one that poold uses, or says what would be right.
+"""What a setting accepts: a function for each declaration, and the words for what is right.
 
-Owns the wording of "must be …, not …". It must never look at the machine, and knows no setting by name. Every validator
-here replaces pydantic's own (`PlainValidator`), because an operator should never read the words of a library.
+A reader gets a value as TOML has it. A reader returns the value that poold uses, or raises
+ValueError or FaultsError with a message for the operator. The words in `Reader.words` follow "must
+be" in those messages, and stand beside each key in poold.toml.
+
+This module looks at no machine and knows no setting by name.
 """
 
 import datetime as dt
@@ -11,24 +14,17 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from pydantic import PlainValidator, ValidationError
-from pydantic_core import InitErrorDetails, PydanticCustomError
-
-from poold.address import Address, Scheme
-
-NAME_BYTES_MAX = 128
+from poold.address import Address
+from poold.settings.annotations import Hint, Range, Setting, Unit
 
 # How deep a handler's options may be nested.
 NESTED_MAX = 32
-
-# What is kept in shared memory or sent to the mold as a number fits into 31 bits.
-WHOLE_MAX = 2**31 - 1
-# No deadline is longer than a year, so none overflows whatever it is multiplied with.
-YEAR = 366 * 86400.0
+DURATION_WORDS = 'a number of seconds or a text such as "250ms", "30s", "5m" or "2h"'
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)", re.ASCII)
-_UNITS = {"s": 1, "m": 60, "h": 3600}
-# sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3): they speak to poold and would be a lie in a child.
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+# The service manager sets these variables for poold (sd_notify(3), sd_listen_fds(3),
+# sd_watchdog_enabled(3)). In a child they would be wrong.
 _RESERVED_NAME = re.compile(r"NOTIFY_SOCKET|(LISTEN|WATCHDOG)_.*", re.DOTALL)
 
 _SEEN: tuple[tuple[tuple[type, ...], str], ...] = (
@@ -39,194 +35,219 @@ _SEEN: tuple[tuple[tuple[type, ...], str], ...] = (
 
 
 class Fault(NamedTuple):
-    """A rule broken below the place that notices it: the path from there, what would be right, the siblings it rests on."""
+    """A broken rule: a path inside the judged value, a message, and the compared keys."""
 
     path: tuple[str | int, ...]
     message: str
     siblings: tuple[str, ...] = ()
 
 
+class FaultsError(Exception):
+    """Several faults of one value, each with a place inside that value."""
+
+    def __init__(self, faults: list[Fault]) -> None:
+        super().__init__("; ".join(fault.message for fault in faults))
+        self.faults = faults
+
+
+class Reader(NamedTuple):
+    """The words for what is right, and the function that reads a value."""
+
+    words: str
+    read: Callable[[object], Any]
+
+
 def refuse(faults: Iterable[Fault]) -> None:
-    """Raise one ValidationError that holds all faults, each with its own place; return if there are none."""
-    details = [
-        InitErrorDetails(
-            type=PydanticCustomError("fault", "{text}", {"text": fault.message, "siblings": fault.siblings}), loc=fault.path, input=None
-        )
-        for fault in faults
-    ]
-    if details:
-        raise ValidationError.from_exception_data("settings", details)
+    """Raise a FaultsError with all faults; return if there are none."""
+    found = list(faults)
+    if found:
+        raise FaultsError(found)
 
 
 def shown(text: str) -> str:
-    """Return text in quotes, cut to 40 characters, with what a terminal could misunderstand escaped."""
+    """Return at most 40 characters of a text, in quotes; what a terminal might obey is escaped."""
     cut = text if len(text) <= 40 else text[:39] + "…"
     return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut) + '"'
 
 
 def seen(value: object) -> str:
-    """Say what was found in the place of what would be right."""
+    """Return the words for a value that stands where another one belongs."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
-        # Python refuses to print an integer of thousands of digits, which TOML can write in hexadecimal.
+        # TOML can write thousands of hexadecimal digits, and Python refuses to print so many.
         return "a number that large" if isinstance(value, int) and value.bit_length() > 64 else str(value)
     if isinstance(value, str):
         return f"the text {shown(value)}"
     return next((words for types, words in _SEEN if isinstance(value, types)), "that")
 
 
-def wrong(what: str, value: object) -> ValueError:
-    """Return the error for a value that should have been `what`."""
-    return ValueError(f"must be {what}, not {seen(value)}")
+def wrong(words: str, value: object) -> ValueError:
+    """Return the error for a value that stands where `words` describe what is right."""
+    return ValueError(f"must be {words}, not {seen(value)}")
 
 
-def whole(low: int, high: int = WHOLE_MAX) -> PlainValidator:
-    """A whole number from low to high."""
+def reader_of(setting: Setting, table: str) -> Reader:
+    """Return what reads the values of a setting in the table of this name."""
+    if isinstance(setting.kind, type) and issubclass(setting.kind, StrEnum):
+        reader = _choice(setting.kind)
+    elif setting.kind in (dict[str, Any], dict[str, str]):
+        reader = _table(f"a table: [{table}.{setting.key}]", _unlike_json if setting.kind == dict[str, Any] else _unlike_variables)
+    else:
+        reader = _READERS[setting.kind](setting)
+    if not setting.optional:
+        return reader
+    return Reader(reader.words, lambda value: None if value is None else reader.read(value))
+
+
+def _flag(setting: Setting) -> Reader:
+    words = "true or false"
+
+    def read(value: object) -> bool:
+        if isinstance(value, bool):
+            return value
+        raise wrong(words, value)
+
+    return Reader(words, read)
+
+
+def _whole(setting: Setting) -> Reader:
+    if setting.annotation(Unit) is Unit.OCTAL:
+        return _octal()
+    limits = setting.annotation(Range) or Range()
+    words = f"a whole number from {limits.low} to {limits.high}"
 
     def read(value: object) -> int:
-        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+        if isinstance(value, int) and not isinstance(value, bool) and limits.low <= value <= limits.high:
             return value
-        raise wrong(f"a whole number from {low} to {high}", value)
+        raise wrong(words, value)
 
-    return PlainValidator(read)
-
-
-def _flag(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise wrong("true or false", value)
+    return Reader(words, read)
 
 
-def _octal(value: object) -> int:
-    if isinstance(value, str) and re.fullmatch(r"0?[0-7]{1,3}", value, re.ASCII):
-        return int(value, 8)
-    raise wrong('octal digits up to "0777" in quotes, such as "0077"', value)
+def _octal() -> Reader:
+    words = 'octal digits up to "0777" in quotes, such as "0077"'
+
+    def read(value: object) -> int:
+        if isinstance(value, str) and re.fullmatch(r"0?[0-7]{1,3}", value, re.ASCII):
+            return int(value, 8)
+        raise wrong(words, value)
+
+    return Reader(words, read)
 
 
 def seconds(value: object) -> float | None:
-    """Read a duration: a number of seconds, or a text of a number and a unit ms, s, m or h. None if it is neither."""
+    """Return the seconds of a number, or of a text with a unit; None for anything else."""
     if isinstance(value, int | float):
         if isinstance(value, bool) or (isinstance(value, float) and math.isnan(value)):
             return None
-        return float(min(value, 10**18))  # a larger integer need not fit into a float; every bound lies far below
+        return float(min(value, 10**18))  # far above every range, and a larger int may not fit into a float
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return None
     number, unit = match.groups()
     # 250 / 1000 is the float nearest to 0.25; 250 * 0.001 need not be.
-    return float(number) / 1000 if unit == "ms" else float(number) * _UNITS[unit]
+    return float(number) / 1000 if unit == "ms" else float(number) * _SECONDS[unit]
 
 
-def duration(*, zero: bool = True, high: float = YEAR) -> PlainValidator:
-    """A duration in seconds, at most `high`; with `zero`, 0 is one too."""
-    what = 'a number of seconds or a text such as "250ms", "30s", "5m" or "2h"'
+def _duration(setting: Setting) -> Reader:
+    limits = setting.annotation(Range) or Range()
+    most = f"at most {limits.high:.0f} {Unit.SECONDS}"
 
     def read(value: object) -> float:
         found = seconds(value)
         if found is None or found < 0:
-            raise wrong(what, value)
-        if found == 0 and not zero:
+            raise wrong(DURATION_WORDS, value)
+        if found == 0 and limits.above:
             raise wrong("above 0", value)
-        if found > high:
-            raise wrong(f"at most {high:.0f} seconds", value)
+        if found > limits.high:
+            raise wrong(most, value)
         return found
 
-    return PlainValidator(read)
+    return Reader(f"above 0, {most}" if limits.above else most, read)
 
 
-def text(what: str, right: Callable[[str], bool]) -> PlainValidator:
-    """A text for which `right` holds. None, which TOML cannot say, is passed on for the types that allow it."""
+def _text(setting: Setting) -> Reader:
+    hint = _hint(setting)
 
-    def read(value: object) -> str | None:
-        if value is None or (isinstance(value, str) and right(value)):
+    def read(value: object) -> str:
+        if isinstance(value, str) and hint.accepts(value):
             return value
-        raise wrong(what, value)
+        raise wrong(hint.words, value)
 
-    return PlainValidator(read)
+    return Reader(hint.words, read)
 
 
-def texts(what: str, right: Callable[[str], bool], *, empty: bool = True) -> PlainValidator:
-    """A list of texts for which `right` holds, as a tuple; None is passed on as in `text`."""
+def _texts(setting: Setting) -> Reader:
+    hint = _hint(setting)
+    words = f"a list, each entry {hint.words}"
+    least = (setting.annotation(Range) or Range()).low
 
-    def read(value: object) -> tuple[str, ...] | None:
-        if value is None:
-            return None
+    def read(value: object) -> tuple[str, ...]:
         if not isinstance(value, list | tuple):
-            raise wrong(f"a list, each entry {what}", value)
-        if not value and not empty:
-            raise ValueError(f"must have at least one entry, {what}")
+            raise wrong(words, value)
+        if len(value) < least:
+            raise ValueError(f"must have at least one entry, {hint.words}")
         refuse(
-            Fault((index,), f"must be {what}, not {seen(entry)}")
+            Fault((index,), f"must be {hint.words}, not {seen(entry)}")
             for index, entry in enumerate(value)
-            if not isinstance(entry, str) or not right(entry)
+            if not isinstance(entry, str) or not hint.accepts(entry)
         )
         return tuple(value)
 
-    return PlainValidator(read)
+    return Reader(words, read)
 
 
-def choice(choices: type[StrEnum]) -> PlainValidator:
-    """One word of a closed set."""
+def _hint(setting: Setting) -> Hint:
+    hint = setting.annotation(Hint)
+    assert hint is not None, f"{setting.name} is a text, and its declaration has no Hint"
+    return hint
+
+
+def _choice(choices: type[StrEnum]) -> Reader:
     *most, last = [f'"{word}"' for word in choices]
+    words = f"{', '.join(most)} or {last}"
 
     def read(value: object) -> StrEnum:
         if isinstance(value, str) and value in set(choices):
             return choices(value)
-        raise wrong(f"{', '.join(most)} or {last}", value)
+        raise wrong(words, value)
 
-    return PlainValidator(read)
-
-
-def is_filled(value: str) -> bool:
-    """Say whether a text is more than nothing and can be passed to the kernel."""
-    return bool(value) and "\0" not in value
+    return Reader(words, read)
 
 
-def is_handler(value: str) -> bool:
-    """Say whether a text has the form module:object, dotted names on both sides."""
-    module, _, name = value.partition(":")
-    return all(part.isidentifier() for side in (module, name) for part in side.split("."))
+def _address(setting: Setting) -> Reader:
+    words = "a text such as tcp://HOST:PORT or unix:///PATH"
+    hint = setting.annotation(Hint)
+
+    def read(value: object) -> Address | None:
+        if setting.optional and value == "":
+            return None
+        if not isinstance(value, str):
+            raise wrong(words, value)
+        address = Address.parse(value)
+        if hint is not None and not hint.accepts(address):
+            raise ValueError(f"must be {hint.words}")
+        return address
+
+    return Reader(words if hint is None else hint.words, read)
 
 
-def is_label(value: str) -> bool:
-    """Say whether a text can stand in a log line and as the value of a metric's label."""
-    return bool(value) and value.isprintable() and len(value.encode()) <= NAME_BYTES_MAX
-
-
-def is_interface(value: str) -> bool:
-    """Say whether a text can name a network interface: IFNAMSIZ is 16, the last a terminating zero (netdevice(7))."""
-    return 0 < len(value.encode()) < 16 and value.isprintable() and not set(value) & {" ", "/", ":"}
-
-
-def _address(value: object) -> Address:
-    if isinstance(value, Address):
+def _table(words: str, faults: Callable[[dict[str, Any]], Iterable[Fault]]) -> Reader:
+    def read(value: object) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise wrong(words, value)
+        refuse(faults(value))
         return value
-    if isinstance(value, str):
-        return Address.parse(value)
-    raise wrong("a text such as tcp://HOST:PORT or unix:///PATH", value)
+
+    return Reader(words, read)
 
 
-def _tcp_or_none(value: object) -> Address | None:
-    if value is None or value == "":
-        return None
-    address = _address(value)
-    if address.scheme is not Scheme.TCP:
-        raise ValueError('must be tcp://HOST:PORT, or "" for none')
-    return address
+def _unlike_json(value: object, path: tuple[str | int, ...] = ()) -> Iterable[Fault]:
+    """Yield what JSON cannot carry, because the options cross to the mold as JSON.
 
-
-def _options(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise wrong("a table: [server.options]", value)
-    refuse(_unlike_json(value, ()))
-    return value
-
-
-def _unlike_json(value: object, path: tuple[str | int, ...]) -> Iterable[Fault]:
-    """Yield what JSON cannot say of a TOML value, for the options travel to the mold as JSON; and what is nested without an end.
-
-    Whoever reads JSON, or copies what it holds, goes as deep as that, and has a stack that ends.
+    Yield what is nested too deep as well: each level takes a part of the stack of every process
+    that reads JSON or copies a value.
     """
     if isinstance(value, dict | list):
         if len(path) >= NESTED_MAX:
@@ -243,14 +264,7 @@ def _unlike_json(value: object, path: tuple[str | int, ...]) -> Iterable[Fault]:
             yield Fault(path, "a whole number must fit into 64 bits: write it as a text, in quotes")
 
 
-def _environment(value: object) -> dict[str, str]:
-    if not isinstance(value, dict):
-        raise wrong("a table: [server.environment]", value)
-    refuse(_environment_faults(value))
-    return value
-
-
-def _environment_faults(table: Mapping[str, object]) -> Iterable[Fault]:
+def _unlike_variables(table: Mapping[str, object]) -> Iterable[Fault]:
     for name, value in table.items():
         if not name or "=" in name or "\0" in name:
             yield Fault((name,), "cannot name a variable: a name is not empty and holds neither '=' nor a zero byte")
@@ -260,9 +274,11 @@ def _environment_faults(table: Mapping[str, object]) -> Iterable[Fault]:
             yield Fault((name,), f"must be a text without a zero byte, not {seen(value)}")
 
 
-FLAG = PlainValidator(_flag)
-OCTAL = PlainValidator(_octal)
-ADDRESS = PlainValidator(_address)
-TCP_OR_NONE = PlainValidator(_tcp_or_none)
-OPTIONS = PlainValidator(_options)
-ENVIRONMENT = PlainValidator(_environment)
+_READERS: Mapping[Any, Callable[[Setting], Reader]] = {
+    bool: _flag,
+    int: _whole,
+    float: _duration,
+    str: _text,
+    tuple[str, ...]: _texts,
+    Address: _address,
+}

@@ -1,10 +1,10 @@
-"""The settings file: where it is, and its bytes; and where the control socket is.
+"""Where the settings file is, and its bytes; and where the control socket is.
 
-It opens one file for reading, which can neither block it nor fill its memory, and changes nothing but, when asked to, the folder of
-the control socket. What the bytes mean is `poold.settings.judge`'s.
+Reading opens one regular file, so a FIFO cannot block the reader, and stops at a limit. Only
+`make_control_folder` changes anything. `poold.settings.judge` tells what the bytes mean.
 
-A path is followed once, a name at a time (`_follow`): what is said of a file and of the folders on its way is true of the very
-file that is read.
+`_follow` follows a path once, a name at a time. So what is said of a file and of the folders on the
+way is true of the very file that is read.
 """
 
 import errno
@@ -23,7 +23,7 @@ SYSTEM_FILE = Path("/etc/poold/poold.toml")
 SYSTEM_CONTROL_FOLDER = Path("/run/poold")
 TEMPORARY_FOLDER = Path("/tmp")  # noqa: S108 -- what is used there is a folder of the user's own, or none
 CONTROL_NAME = "control.sock"
-# As many as the kernel follows (path_resolution(7)).
+# The kernel follows as many (path_resolution(7)).
 LINKS_MAX = 40
 
 _HOLD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -41,10 +41,11 @@ _KINDS = {
 
 
 def find(path_option: str | None, environ: Mapping[str, str]) -> tuple[Path | None, bytes, tuple[str, ...]]:
-    """Return the file that the settings are in, as an absolute path (None: there is none), its bytes, and warnings.
+    """Return the absolute path of the settings file (None: there is none), its bytes, and warnings.
 
-    The places: `path_option`, $POOLD_CONFIG, ./poold.toml, /etc/poold/poold.toml; one of the first two is final. For root, a
-    ./poold.toml that others may write is passed over with a warning. Raise ConfigError if a file is there and cannot be read.
+    The places are `path_option`, $POOLD_CONFIG, ./poold.toml and /etc/poold/poold.toml. If one of
+    the first two is given, no other is tried. Root passes over a ./poold.toml that others may
+    write, with a warning. Raises ConfigError for a file that is there and cannot be read.
     """
     named = environ.get("POOLD_CONFIG") or None if path_option is None else path_option
     if named is not None:
@@ -68,11 +69,11 @@ def find(path_option: str | None, environ: Mapping[str, str]) -> tuple[Path | No
 
 
 def cautions(file: Path) -> tuple[str, ...]:
-    """Return what an operator should know now of a file that is used all the same: who named it has the say."""
+    """Return the warnings for a file that is used because an operator named that file."""
     try:
         held, reason = _follow(file.absolute())
     except OSError:
-        # It was read a moment ago, and who reads it next will say so.
+        # The file was there a moment ago. The next reader reports that the file is gone.
         return ()
     os.close(held)
     return _cautions(reason)
@@ -83,18 +84,19 @@ def _cautions(reason: str) -> tuple[str, ...]:
 
 
 def read_file(file: Path) -> bytes:
-    """Return a file's bytes. Raises ConfigError when it is no regular file, or larger than settings are."""
+    """Return a file's bytes. Raises ConfigError for a special or too large file."""
     return _read(file)[0]
 
 
 def _read(file: Path) -> tuple[bytes, str]:
-    """Return a file's bytes and, to root, why another user has a say in what they are; "" if none has."""
+    """Return a file's bytes and, for root, why another user could change them; "" if none could."""
     try:
         held, reason = _follow(file.absolute())
     except OSError as error:
         raise _unreadable(file, error) from None
     try:
-        # Looked at before it is opened: to open a device may set it off, and a FIFO would wait for its writer.
+        # The kind is known before the file is opened. Opening a device can start something, and
+        # opening a FIFO waits for a writer.
         mode = os.fstat(held).st_mode
         if not stat.S_ISREG(mode):
             raise ConfigError([Problem("", f"cannot be read: it is {file_kind(mode)}, not a regular file")], str(file))
@@ -110,10 +112,11 @@ def _read(file: Path) -> tuple[bytes, str]:
 
 
 def _follow(path: Path) -> tuple[int, str]:
-    """Follow an absolute path, a name at a time; return a descriptor (O_PATH) of what it leads to and, to root, who else has a say.
+    """Follow an absolute path, a name at a time, to its end. Raises OSError.
 
-    Every folder in which a name was looked up counts, also those that links lead through: whoever may write to one of them may
-    change what the path leads to. The reason is of the first of them; "" where only root may. Raises OSError.
+    Returns a descriptor (O_PATH) and, for root, the first reason why another user could change what
+    the path leads to; "" if none could. A user could who may write to any folder in which a name is
+    looked up, and links lead through folders too. The caller closes the descriptor.
     """
     names, place, links, reason = list(reversed(path.parts)), path, 0, ""
     kernels = os.stat("/proc/self/fd").st_dev
@@ -127,7 +130,7 @@ def _follow(path: Path) -> tuple[int, str]:
         held: int | None = None
         while names:
             name = names.pop()
-            # A name that is "/", the first or a link's, begins at the root again, wherever the folder is.
+            # The name "/", of the path or of a link, leads to the root from any folder.
             found = hold(name, held, _HOLD)
             status = os.fstat(found)
             if not stat.S_ISLNK(status.st_mode):
@@ -135,12 +138,13 @@ def _follow(path: Path) -> tuple[int, str]:
                 reason = reason or _others(status, place)
                 continue
             links += 1
-            # Where everybody may write, as to /tmp, anybody may have put it there.
+            # In a folder such as /tmp any user can make a link.
             reason = reason or (f"{place / name} does not belong to root" if status.st_uid != 0 else "")
             if links > LINKS_MAX:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             if status.st_dev == kernels:
-                # /dev/stdin and its like: what they lead to is no path but the thing itself, and nobody can put another one there.
+                # A link such as /dev/stdin leads to an open file and not to a path, so no user can
+                # replace the file.
                 held = hold(name, held, os.O_PATH | os.O_CLOEXEC)
             else:
                 names += reversed(Path(os.readlink("", dir_fd=found)).parts)
@@ -149,10 +153,10 @@ def _follow(path: Path) -> tuple[int, str]:
 
 
 def _others(status: os.stat_result, place: Path) -> str:
-    """Say why another user than root may change a file, or what is in a folder; "" if none may."""
+    """Return why another user than root may change a file or a folder; "" if none may."""
     if status.st_uid != 0:
         return f"{place} does not belong to root"
-    # In a folder with the sticky bit only the owner of a file can replace it.
+    # In a folder with the sticky bit only its owner can replace a file.
     if status.st_mode & 0o022 and not (stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX):
         return f"others may write to {place}"
     return ""
@@ -168,11 +172,12 @@ def _unreadable(file: Path, error: OSError) -> ConfigError:
 
 
 def control_candidates(environ: Mapping[str, str], uid: int) -> list[Path]:
-    """Return the places where the control socket of a poold of this user may be by default, the likeliest first.
+    """Return the default places of this user's control socket, the likeliest first.
 
-    $RUNTIME_DIRECTORY (the first, if it names several), $XDG_RUNTIME_DIR/poold, /run/poold, and a private folder of the user
-    under the temporary one ($TMPDIR, else /tmp; nothing is tried out there, as the module tempfile does). That one is left out
-    where it is somebody else's: who asks there would be answered by him.
+    The folders are $RUNTIME_DIRECTORY (the first, if several are named), $XDG_RUNTIME_DIR/poold,
+    /run/poold, and a private folder of the user in $TMPDIR or else in /tmp. The private folder is
+    left out if another user owns that folder, because that user would answer there. No file is
+    made.
     """
     runtime = Path(environ.get("RUNTIME_DIRECTORY", "").split(":")[0])
     session = Path(environ.get("XDG_RUNTIME_DIR", ""))
@@ -184,9 +189,9 @@ def control_candidates(environ: Mapping[str, str], uid: int) -> list[Path]:
 
 
 def control_path(chosen: str | None, environ: Mapping[str, str], uid: int) -> Path:
-    """Return where the daemon binds its control socket: as set, else the first candidate whose folder can be used or made.
+    """Return where the master binds the control socket. Raises ConfigError if no place will do.
 
-    Raise ConfigError if there is none.
+    Without a chosen path, that is the first candidate whose folder can be used or made.
     """
     if chosen is not None:
         return Path(chosen)
@@ -198,9 +203,10 @@ def control_path(chosen: str | None, environ: Mapping[str, str], uid: int) -> Pa
 
 
 def make_control_folder(place: Path, uid: int) -> None:
-    """Make the folder of a control socket, for its owner alone, unless it is there; raise OSError if that cannot be.
+    """Make the folder of a control socket, with mode 0700, if there is none. Raises OSError.
 
-    Where others may make folders too, one that is there is used only if it is the user's own and only he can write to it.
+    In a shared parent another user may have made the folder. So there a folder is used only if this
+    user owns that folder and no other user can write to it.
     """
     parent = os.open(place.parent.parent, _HOLD_FOLDER)
     try:
@@ -217,7 +223,7 @@ def make_control_folder(place: Path, uid: int) -> None:
 
 
 def _is_own(folder: Path, uid: int) -> bool:
-    """Say whether a folder is not there yet, or nobody but this user can write to it."""
+    """Tell whether a folder is not there, or is one to which only this user can write."""
     try:
         info = folder.lstat()
     except OSError:
@@ -226,7 +232,10 @@ def _is_own(folder: Path, uid: int) -> bool:
 
 
 def _is_usable(folder: Path) -> bool:
-    """Say whether a socket can be made in a folder, there or not yet. A first choice: `make_control_folder` has the last word."""
+    """Tell whether a socket can be made in a folder that is there or can be made.
+
+    This is a first choice; `make_control_folder` may still refuse the folder.
+    """
     try:
         info = folder.stat()
     except FileNotFoundError:

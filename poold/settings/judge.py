@@ -1,50 +1,51 @@
-"""Judging settings: what a file's bytes mean, whether this machine has what they ask for, and the verdict for the master.
+"""Judging settings: what a file's bytes mean, and whether this machine has what they ask for.
 
-Owns what the command line and the trial ask for: `read`, or its parts `load`, `prepare`, `check` and `resolve`. It must never apply
-anything, and never runs in the master: what it loads (pydantic) ends with the process that judged.
+The command line and the trial call `read`, `load` and `verdict`. A function here changes nothing
+and never runs in the master: pydantic is loaded in a process that ends after the judging.
 
-A problem's key is what an operator would write, with positions counted from 1: `pool.max_children`, `listener[2].address`.
+A problem's key is what an operator writes, with positions from 1: `pool.max_children`,
+`listener[2].address`.
 """
 
-import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from poold.errors import ConfigError, Problem, pack_problems
-from poold.settings import config as plain
 from poold.settings import file as source_file
 from poold.settings import people, preflight, toml
+from poold.settings.config import Config, document
 from poold.settings.lines import Finding, dotted, key_lines, nearest
-from poold.settings.schema import Config, settled
 from poold.settings.toml import effective
 
-# Each is a line of the log: nobody reads more.
+# Each problem is a line of the log, and no operator reads more lines than these.
 PROBLEMS_MAX = 100
 
-__all__ = ["Loaded", "check", "effective", "load", "prepare", "read", "resolve", "verdict"]
+__all__ = ["Loaded", "effective", "load", "prepare", "read", "verdict"]
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Settings that were found good: the values, the file they come from (None: built in), its bytes, what to warn of."""
+    """Good settings, the file that holds them (None: no file), and warnings."""
 
     config: Config
     file: Path | None
-    text: bytes
     warnings: tuple[str, ...]
 
 
 def read(path_option: str | None, environ: Mapping[str, str]) -> Loaded:
-    """Find the settings file, read it and judge all of it as `prepare` does; raise ConfigError with every problem."""
+    """Find the settings file and judge all of its content as `prepare` does. Raises ConfigError."""
     file, text, warnings = source_file.find(path_option, environ)
     config = prepare(text, file, environ=environ)
-    return Loaded(config, file, text, (*warnings, *preflight.cautions(config)))
+    return Loaded(config, file, (*warnings, *preflight.cautions(config)))
 
 
 def verdict(data: bytes, file: Path | None, *, environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return what JSON carries to the master: `settings` and `people`, every name resolved, and `warnings`; or `problems`."""
+    """Return what JSON carries to the master: `settings`, `people` and `warnings`, or `problems`.
+
+    In `settings` and `people` each name of a host, user or group is a number.
+    """
     try:
         config = prepare(data, file, environ=environ)
         found = people.people(config.server)
@@ -54,23 +55,25 @@ def verdict(data: bytes, file: Path | None, *, environ: Mapping[str, str]) -> di
     except LookupError as error:
         return pack_problems([Problem("server.user", str(error))])
     warnings = [*(source_file.cautions(file) if file is not None else ()), *preflight.cautions(config)]
-    return {"settings": plain.document(settled(resolved)), "people": asdict(found), "warnings": warnings}
+    return {"settings": document(resolved), "people": asdict(found), "warnings": warnings}
 
 
 def load(data: bytes, file: Path | None) -> Config:
-    """Return the settings that a file's bytes describe; raise ConfigError with every problem, sorted by line.
+    """Return the settings that a file's bytes describe. Raises ConfigError with every problem.
 
-    Judges only what can be told from the text. Relative paths count from the file's folder; without a file, from the
-    working directory. `file` is not read.
+    `load` judges what the text alone tells, and does not open `file`. Relative paths count from the
+    folder of `file`; without a file, from the working directory.
     """
     config, findings, source = _judge(data, file)
     return _settled(config, findings, source=source, file=file)
 
 
 def prepare(data: bytes, file: Path | None, *, environ: Mapping[str, str]) -> Config:
-    """Do `load`, `check` and `resolve` in one pass; raise ConfigError with the problems of all three, sorted by line.
+    """Return settings to be used: judged as `load` does, and fit for this machine.
 
-    These are settings to be used, so a file must name what is served: the built-in handler is for no file at all.
+    Each TCP host is a literal address. `environ` is the environment of poold. A file must name a
+    handler or a command, because the built-in handler is for a start without a file. Raises
+    ConfigError with the problems of the text and of the machine, by line.
     """
     config, findings, source = _judge(data, file, used=True)
     if config is not None:
@@ -79,25 +82,11 @@ def prepare(data: bytes, file: Path | None, *, environ: Mapping[str, str]) -> Co
     return _settled(config, findings, source=source, file=file)
 
 
-def check(config: Config, environ: Mapping[str, str] | None = None) -> list[Problem]:
-    """Return what this machine lacks for the settings: accounts, folders, sockets, programs, interfaces. No lines.
-
-    `environ` is the environment poold runs in, by default that of this process.
-    """
-    found = preflight.survey(config, os.environ if environ is None else environ)
-    return [Problem(dotted(path), message) for path, message in found]
-
-
-def resolve(config: Config) -> Config:
-    """Return the settings with each TCP host as one literal address; raise ConfigError for those that have none."""
-    config, unresolved = preflight.resolved(config)
-    if unresolved:
-        raise ConfigError([Problem(dotted(path), message) for path, message in unresolved])
-    return config
-
-
 def _judge(data: bytes, file: Path | None, *, used: bool = False) -> tuple[Config | None, list[Finding], str]:
-    """Return the settings less what is wrong with them (None: too much is), the findings, and the text."""
+    """Return the settings without the wrong keys, the findings, and the text.
+
+    None stands for settings of which nothing useful is left.
+    """
     parsed = toml.parse(data)
     if isinstance(parsed, Problem):
         raise ConfigError([parsed], str(file) if file else None)
@@ -117,17 +106,19 @@ def _anchored(config: Config, file: Path | None) -> Config:
     command = server.command
     if command is not None and "/" in command[0]:
         command = (str(folder / command[0]), *command[1:])
-    anchored = {
-        "path": tuple(str(folder / place) for place in server.path),
-        "working_directory": str(folder / server.working_directory),
-        "command": command,
-    }
+    server = replace(
+        server,
+        path=tuple(str(folder / place) for place in server.path),
+        working_directory=str(folder / server.working_directory),
+        command=command,
+    )
     if control.socket is not None:
-        control = control.model_copy(update={"socket": str(folder / control.socket)})
-    return config.model_copy(update={"server": server.model_copy(update=anchored), "control": control})
+        control = replace(control, socket=str(folder / control.socket))
+    return replace(config, server=server, control=control)
 
 
 def _settled(config: Config | None, findings: Iterable[Finding], *, source: str, file: Path | None) -> Config:
+    """Return the settings without any finding. Raises ConfigError with the line of each finding."""
     problems = list(findings)
     if config is not None and not problems:
         return config

@@ -1,19 +1,20 @@
-"""Whom children run as: account names turned into numbers once, because name services may block (getpwnam(3)).
+"""The accounts of children: names become numbers here, once.
 
-Asked at the start and by the trial of a reload, never by the running master.
+A judging process looks the names up. The running master never does, because a name service may
+block (getpwnam(3)).
 """
 
 import os
 import pwd
+from dataclasses import replace
 from typing import Any
 
-from poold.settings.config import People
+from poold.settings.config import Config, Listener, People, Server
 from poold.settings.preflight import find_group, find_user
-from poold.settings.schema import Config, Listener, Server
 
 
 def people(server: Server) -> People:
-    """Look up whom the settings name. Raises LookupError for an account that does not exist (any more)."""
+    """Return the identities that the settings name. Raises LookupError for a missing account."""
     variables = {}
     if server.user is not None:
         entry = _user(server.user)
@@ -37,6 +38,7 @@ def _group(name: str) -> int:
 
 
 def _identity(server: Server) -> dict[str, Any] | None:
+    """Return the identity of mold and workers; None where that is the master's own."""
     if os.geteuid() != 0 or (server.user is None and server.group is None and server.groups is None):
         return None
     entry = _user(server.user if server.user is not None else str(os.geteuid()))
@@ -49,7 +51,7 @@ def _identity(server: Server) -> dict[str, Any] | None:
 
 
 def _nobody() -> dict[str, Any] | None:
-    """Return the identity of a helper of root's that needs no rights; None where the master has none to give away."""
+    """Return the identity of an exporter of root's; None where the master is not root."""
     if os.geteuid() != 0:
         return None
     entry = _user("nobody")
@@ -62,6 +64,6 @@ def numbered(config: Config) -> Config:
     def number(listener: Listener) -> Listener:
         owner = None if listener.owner is None else str(_user(listener.owner).pw_uid)
         group = None if listener.group is None else str(_group(listener.group))
-        return listener.model_copy(update={"owner": owner, "group": group})
+        return replace(listener, owner=owner, group=group)
 
-    return config.model_copy(update={"listeners": tuple(number(listener) for listener in config.listeners)})
+    return replace(config, listeners=tuple(number(listener) for listener in config.listeners))

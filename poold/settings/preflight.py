@@ -1,9 +1,9 @@
-"""What of the settings depends on this machine: accounts, folders, sockets, programs, interfaces, host names.
+"""What this machine must have: accounts, folders, sockets, programs, interfaces, host names.
 
-Owns the questions to the account database, the file system and the resolver. It must never change anything: no file is
-made, no socket bound. It asks as the present user, for that is who will bind, chown and switch.
+The functions ask the account database, the file system and the resolver. They make no file and bind
+no socket. They ask as the present user, because the master binds and changes owners as that user.
 
-Findings are (path, message) pairs, a path as in `poold.settings.lines`; `poold.settings.file` gives them lines.
+A finding is a path (`poold.settings.lines`) and a message; `poold.settings.judge` adds the line.
 """
 
 import grp
@@ -15,20 +15,21 @@ import resource
 import socket
 import stat
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from poold.address import UNIX_PATH_MAX, Address, Scheme
 from poold.settings import descriptors
+from poold.settings.config import Config, Listener, Server
 from poold.settings.fields import shown
 from poold.settings.file import file_kind
 from poold.settings.lines import Finding, KeyPath, dotted
-from poold.settings.schema import Config, Listener, Server, settled
 
 CAP_NET_BIND_SERVICE = 10
 
 
 def find_user(name: str) -> pwd.struct_passwd | None:
-    """Return the account of a name, or of a uid if the name is digits only; None if there is none, never another one."""
+    """Return the account of a name, or of a uid in digits; None if there is none."""
     try:
         return pwd.getpwuid(int(name)) if name.isascii() and name.isdigit() else pwd.getpwnam(name)
     except (KeyError, ValueError, OverflowError):
@@ -36,7 +37,7 @@ def find_user(name: str) -> pwd.struct_passwd | None:
 
 
 def find_group(name: str) -> grp.struct_group | None:
-    """Return the group of a name, or of a gid if the name is digits only; None if there is none, never another one."""
+    """Return the group of a name, or of a gid in digits; None if there is none."""
     try:
         return grp.getgrgid(int(name)) if name.isascii() and name.isdigit() else grp.getgrnam(name)
     except (KeyError, ValueError, OverflowError):
@@ -44,7 +45,7 @@ def find_group(name: str) -> grp.struct_group | None:
 
 
 def survey(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield everything that this machine lacks for the settings; `environ` is the environment poold runs in."""
+    """Yield what this machine lacks for the settings; `environ` is the environment of poold."""
     yield from _server(config.server, environ)
     for index, listener in enumerate(config.listeners):
         yield from _listener(listener, ("listener", index))
@@ -52,13 +53,13 @@ def survey(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
     if config.control.socket is not None:
         yield from _control(config.control.socket)
     yield from _same_files(config)
-    short = descriptors.shortage(settled(config), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    short = descriptors.shortage(config, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     if short is not None:
         yield ("pool", short[0]), short[1]
 
 
 def cautions(config: Config) -> tuple[str, ...]:
-    """Return what an operator should know of settings that are used all the same."""
+    """Return the warnings for good settings."""
     if os.geteuid() != 0 or config.server.user is not None:
         return ()
     what = "handler" if config.server.command is None else "command"
@@ -133,7 +134,10 @@ def _is_executable(program: Path) -> bool:
 
 
 def _port(address: Address | None, path: KeyPath) -> Iterator[Finding]:
-    """Yield that a port is for privileged processes only, and this is none (ip(7), ip_unprivileged_port_start; capabilities(7))."""
+    """Yield a finding if only a privileged process may bind the port, and this process is not one.
+
+    See ip_unprivileged_port_start in ip(7), and capabilities(7).
+    """
     if address is not None and 0 < address.port < _first_free_port() and not _has_capability(CAP_NET_BIND_SERVICE):
         yield (
             path,
@@ -142,14 +146,16 @@ def _port(address: Address | None, path: KeyPath) -> Iterator[Finding]:
 
 
 def _first_free_port() -> int:
+    """Return the first port that every process may bind."""
     try:
         return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text(encoding="ascii"))
     except (OSError, ValueError):
-        # It is not shown here: the bind will tell.
+        # This /proc does not show the number, so no port is refused before the bind.
         return 0
 
 
 def _has_capability(number: int) -> bool:
+    """Tell whether this process has a capability. A /proc that does not tell counts as yes."""
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
     return found is None or bool(int(found[1], 16) >> number & 1)
@@ -171,7 +177,7 @@ def _listener(listener: Listener, path: KeyPath) -> Iterator[Finding]:
 
 
 def _same_files(config: Config) -> Iterator[Finding]:
-    """Yield the sockets that turn out to be the same file as another one's: written otherwise, or through a link."""
+    """Yield the sockets whose path leads to the file of an earlier socket, as through a link."""
     places: list[tuple[str, KeyPath]] = []
     for index, listener in enumerate(config.listeners):
         if listener.address.scheme is Scheme.UNIX:
@@ -196,7 +202,7 @@ def _control(place: str) -> Iterator[Finding]:
 
 
 def _socket(place: str, path: KeyPath) -> Iterator[Finding]:
-    """Yield what would keep poold from binding a unix socket; one that is there already may be stale and is no finding."""
+    """Yield what keeps poold from binding a unix socket. A stale socket in the place does not."""
     folder = str(Path(place).parent)
     wrong_folder = list(_folder(folder, path))
     if wrong_folder or not os.access(folder, os.W_OK | os.X_OK):
@@ -218,9 +224,9 @@ def _reason(error: OSError) -> str:
 
 
 def resolved(config: Config) -> tuple[Config, list[Finding]]:
-    """Return the settings with each TCP host as one literal address, the resolver's first, and what could not be resolved.
+    """Return the settings with the resolver's first address for each TCP host, and the findings.
 
-    May wait for DNS. Names of listeners stay as they are.
+    The names of listeners stay as they are. The resolver may wait for DNS.
     """
     findings: list[Finding] = []
 
@@ -233,13 +239,13 @@ def resolved(config: Config) -> tuple[Config, list[Finding]]:
             return address
 
     listeners = tuple(
-        listener.model_copy(update={"address": literal(listener.address, ("listener", index, "address"))})
+        replace(listener, address=literal(listener.address, ("listener", index, "address")))
         for index, listener in enumerate(config.listeners)
     )
     metrics = config.metrics
     if metrics.listen is not None:
-        metrics = metrics.model_copy(update={"listen": literal(metrics.listen, ("metrics", "listen"))})
-    config = config.model_copy(update={"listeners": listeners, "metrics": metrics})
+        metrics = replace(metrics, listen=literal(metrics.listen, ("metrics", "listen")))
+    config = replace(config, listeners=listeners, metrics=metrics)
     return config, findings or list(_collisions(config))
 
 
@@ -259,7 +265,7 @@ def _is_literal(host: str) -> bool:
 
 
 def _collisions(config: Config) -> Iterator[Finding]:
-    """Yield the addresses that cannot be bound beside another one's, now that each host is an address."""
+    """Yield the addresses that the kernel refuses to bind beside an earlier one."""
     seen: list[tuple[Address, str | None, KeyPath]] = []
     wanted: list[tuple[Address, str | None, KeyPath]]
     wanted = [(each.address, each.interface, ("listener", index, "address")) for index, each in enumerate(config.listeners)]
@@ -269,8 +275,8 @@ def _collisions(config: Config) -> Iterator[Finding]:
         if address.scheme is not Scheme.TCP or not address.port:
             continue
         for other, others_interface, place in seen:
-            apart = None not in (interface, others_interface) and interface != others_interface
-            if not apart and _overlap(address, other):
+            separate = None not in (interface, others_interface) and interface != others_interface
+            if not separate and _overlap(address, other):
                 same = f"is {address}, as {dotted(place[:-1] if place[0] == 'listener' else place)} is already"
                 yield path, same if address == other else f"{address} is taken by {dotted(place)}, which is {other}"
                 break
@@ -278,7 +284,10 @@ def _collisions(config: Config) -> Iterator[Finding]:
 
 
 def _overlap(one: Address, other: Address) -> bool:
-    """Say whether the kernel lets only one of two addresses listen: "::" is every address there is, "0.0.0.0" every one of IPv4 (ip(7))."""
+    """Tell whether the kernel lets only one of two addresses listen.
+
+    "::" stands for every address, "0.0.0.0" for every address of IPv4 (ip(7), ipv6(7)).
+    """
     if one.port != other.port:
         return False
     first, second = ipaddress.ip_address(one.host), ipaddress.ip_address(other.host)

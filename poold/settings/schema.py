@@ -1,223 +1,127 @@
-"""The schema of the settings: tables as TOML has them go in, one frozen `Config` comes out, and a plain one for the master (`settled`).
+"""From tables as TOML has them to a `Config`, by pydantic models that the declarations give.
 
-Owns the names, ranges and defaults of poold.toml. It must never open a file, ask the network or the account database: what
-depends on the machine is `poold.settings.preflight`'s. A `Config` obeys every rule that can be told from the settings alone, so
-whoever holds one need not check again.
+A model has a field for each declaration in `poold.settings.config`: the file's key, the default,
+and a validator that calls the setting's reader (`poold.settings.fields`). pydantic collects the
+faults of all keys with their places and finds the keys that no table has. Its own messages reach no
+operator.
 
-A broken rule is a `pydantic.ValidationError` in the operator's language; `poold.settings.file` adds key and line. Because the
-texts are for TOML, the models take what TOML can write: `mode="0660"`, not 0o660, and `**{"import": 60}`.
+Only a judging process imports this module. No function here opens a file or asks the network or the
+account database: `poold.settings.preflight` does that.
 """
 
-from typing import Annotated, Any, Self
+from collections.abc import Callable
+from types import GenericAlias
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, create_model, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from poold.address import Address, Scheme
-from poold.settings import config, fields
-from poold.settings.config import CommandStyle, LogFormat, LogLevel, WhenFull
-from poold.settings.fields import Fault, refuse
-
-DEFAULT_HANDLER = "poold.handlers.chat:serve"
-DEFAULT_ADDRESS = "tcp://127.0.0.1:7777"
-DEFAULT_METRICS = "tcp://127.0.0.1:9777"
-LISTENERS_MAX = 64
-CHILDREN_MAX = 65536
-MESSAGE_BYTES_MAX = 1024
-
-# The kernel's own ceilings: MAX_TCP_KEEPIDLE, and an int of milliseconds (tcp(7), TCP_USER_TIMEOUT).
-KEEPALIVE_MAX = 32767.0
-USER_TIMEOUT_MAX = 2147483.0
-
-# Which keys of a listener mean something for which scheme. What is set after accept() serves an inherited socket too.
-APPLIES = {
-    "backlog": (Scheme.TCP, Scheme.UNIX),
-    "mode": (Scheme.UNIX,),
-    "owner": (Scheme.UNIX,),
-    "group": (Scheme.UNIX,),
-    "keepalive": (Scheme.TCP, Scheme.SYSTEMD),
-    "user_timeout": (Scheme.TCP, Scheme.SYSTEMD),
-    "nodelay": (Scheme.TCP, Scheme.SYSTEMD),
-    "freebind": (Scheme.TCP,),
-    "interface": (Scheme.TCP,),
-}
-
-
-_ACCOUNT = fields.text("a name, in quotes", fields.is_filled)
-_FOLDER = "the path of a folder"
+from poold.settings import rules
+from poold.settings.annotations import Range, Setting, settings_of
+from poold.settings.config import Config
+from poold.settings.fields import Fault, FaultsError, Reader, reader_of, wrong
 
 
 class _Table(BaseModel):
+    """A table that is being judged; `declaration` is its dataclass."""
+
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class Server(_Table):
-    """What is served, and as whom. Exactly one of `handler` and `command` is set; `umask` is a number."""
-
-    handler: Annotated[str | None, fields.text('"module:object", such as "mypackage.chat:serve"', fields.is_handler)] = DEFAULT_HANDLER
-    command: Annotated[tuple[str, ...] | None, fields.texts("a text, in quotes", fields.is_filled, empty=False)] = None
-    command_style: Annotated[CommandStyle, fields.choice(CommandStyle)] = CommandStyle.INETD
-    options: Annotated[dict[str, Any], fields.OPTIONS] = {}
-    environment: Annotated[dict[str, str], fields.ENVIRONMENT] = {}
-    path: Annotated[tuple[str, ...], fields.texts(_FOLDER, fields.is_filled)] = (".",)
-    user: Annotated[str | None, _ACCOUNT] = None
-    group: Annotated[str | None, _ACCOUNT] = None
-    groups: Annotated[tuple[str, ...] | None, fields.texts("a name, in quotes", fields.is_filled)] = None
-    umask: Annotated[int, fields.OCTAL] = 0o077
-    working_directory: Annotated[str, fields.text(_FOLDER, fields.is_filled)] = "/"
+    declaration: ClassVar[type]
 
     @model_validator(mode="before")
     @classmethod
-    def _command_replaces_handler(cls, table: object) -> object:
-        if isinstance(table, dict) and table.get("command") is not None and "handler" not in table:
-            return {**table, "handler": None}
-        return table
+    def _complete(cls, tree: object) -> object:
+        return rules.completed(cls.declaration, tree)
 
     @model_validator(mode="after")
-    def _serves_one_thing(self) -> Self:
-        if self.handler is not None and self.command is not None:
-            refuse([Fault(("command",), "cannot be written beside handler: keep one of the two", ("handler",))])
-        if self.handler is None and self.command is None:
-            refuse([Fault(("handler",), "must be written, or command in its place")])
+    def _obey(self) -> Self:
+        faults = list(rules.broken(_settled(self), _written(self)))
+        if faults:
+            raise _validation_error(faults)
         return self
 
 
-class Listener(_Table):
-    """One place to listen at. Durations are seconds; keys that mean nothing for the scheme hold their default."""
+def judged(tree: dict[str, Any]) -> Config:
+    """Return the settings of a TOML tree. Raises pydantic.ValidationError with every fault.
 
-    address: Annotated[Address, fields.ADDRESS] = Address.parse(DEFAULT_ADDRESS)
-    name: Annotated[str, fields.text("1 to 128 bytes of printable text", fields.is_label)] = DEFAULT_ADDRESS
-    backlog: Annotated[int, fields.whole(1)] = 1024
-    mode: Annotated[int, fields.OCTAL] = 0o660
-    owner: Annotated[str | None, _ACCOUNT] = None
-    group: Annotated[str | None, _ACCOUNT] = None
-    keepalive: Annotated[float, fields.duration(high=KEEPALIVE_MAX)] = 60.0
-    user_timeout: Annotated[float, fields.duration(high=USER_TIMEOUT_MAX)] = 90.0
-    nodelay: Annotated[bool, fields.FLAG] = True
-    freebind: Annotated[bool, fields.FLAG] = False
-    interface: Annotated[str | None, fields.text("the name of a network interface", fields.is_interface)] = None
+    Each fault is one of `fault`, with `text` and `siblings` of a `poold.settings.fields.Fault`,
+    `value_error`, `extra_forbidden`, or an error of a table that is none.
+    """
+    config: Config = _settled(_MODEL.model_validate(tree))
+    return config
 
-    @model_validator(mode="before")
-    @classmethod
-    def _is_named_by_its_address(cls, table: object) -> object:
-        if isinstance(table, dict) and "name" not in table and isinstance(table.get("address"), str | Address):
-            return {**table, "name": str(table["address"])}
-        return table
 
-    @model_validator(mode="after")
-    def _has_no_foreign_keys(self) -> Self:
-        scheme = self.address.scheme
-        refuse(
-            Fault((key,), f"is for {' and '.join(f'{fitting}://' for fitting in schemes)} only; this listener is {scheme}://")
-            for key, schemes in APPLIES.items()
-            if key in self.model_fields_set and scheme not in schemes
+def _model(table: type, name: str = "") -> type[_Table]:
+    """Return the model of a dataclass whose table has this name in the file."""
+    definitions: dict[str, Any] = {setting.name: _field(setting, name) for setting in settings_of(table)}
+    model = create_model(table.__name__, __base__=_Table, **definitions)
+    model.declaration = table
+    return model
+
+
+def _field(setting: Setting, table: str) -> tuple[Any, Any]:
+    """Return the annotation and the default of a setting in the table of this name."""
+    alias = setting.key if setting.key != setting.name else None
+    if setting.table is None:
+        return Annotated[Any, PlainValidator(_validator(reader_of(setting, table)))], Field(default=setting.default, alias=alias)
+    model = _model(setting.table, setting.key)
+    if not setting.is_array:
+        return model, Field(default_factory=model, alias=alias)
+    tables: Any = Annotated[GenericAlias(tuple, (model, ...)), BeforeValidator(_array(setting, model))]
+    return tables, Field(default_factory=lambda: (model(),), alias=alias)
+
+
+def _array(setting: Setting, model: type[_Table]) -> Callable[[object], tuple[object, ...]]:
+    """Return what reads an array of tables; an empty array holds one table of defaults."""
+    most = (setting.annotation(Range) or Range()).high
+
+    def read(value: object) -> tuple[object, ...]:
+        if not isinstance(value, list | tuple):
+            raise wrong(f"written [[{setting.key}]], with two brackets, once for each", value)
+        if len(value) > most:
+            raise ValueError(f"is written {len(value)} times; at most {most} are possible")
+        return tuple(value) or (model(),)
+
+    return read
+
+
+def _validator(reader: Reader) -> Callable[[object], Any]:
+    def read(value: object) -> Any:
+        try:
+            return reader.read(value)
+        except FaultsError as error:
+            raise _validation_error(error.faults) from None
+
+    return read
+
+
+def _validation_error(faults: list[Fault]) -> ValidationError:
+    """Return the error by which pydantic puts each fault at its own place."""
+    details = [
+        InitErrorDetails(
+            type=PydanticCustomError("fault", "{text}", {"text": fault.message, "siblings": fault.siblings}), loc=fault.path, input=None
         )
-        return self
+        for fault in faults
+    ]
+    return ValidationError.from_exception_data("settings", details)
 
 
-class Pool(_Table):
-    """How many workers there are, and how long one lives. Spares beyond `max_children` are never forked."""
-
-    max_children: Annotated[int, fields.whole(1, CHILDREN_MAX)] = 256
-    min_spare: Annotated[int, fields.whole(0, CHILDREN_MAX)] = 4
-    max_spare: Annotated[int, fields.whole(0, CHILDREN_MAX)] = 16
-    connections_per_child: Annotated[int, fields.whole(0)] = 1
-    when_full: Annotated[WhenFull, fields.choice(WhenFull)] = WhenFull.WAIT
-    refuse_message: Annotated[
-        str, fields.text(f"a text of at most {MESSAGE_BYTES_MAX} bytes", lambda text: len(text.encode()) <= MESSAGE_BYTES_MAX)
-    ] = ""
-    preload: Annotated[bool, fields.FLAG] = True
-
-    @model_validator(mode="after")
-    def _has_room_for_its_spares(self) -> Self:
-        if self.max_spare < self.min_spare and "max_spare" in self.model_fields_set:
-            refuse([Fault(("max_spare",), f"must be at least min_spare, which is {self.min_spare}, not {self.max_spare}", ("min_spare",))])
-        if self.max_spare < self.min_spare:
-            refuse([Fault(("min_spare",), f"must be at most max_spare, which is {self.max_spare} unless written, not {self.min_spare}")])
-        return self
+def _settled(model: _Table) -> Any:
+    """Return a judged table as its dataclass."""
+    return model.declaration(**{name: _plain(getattr(model, name)) for name in type(model).model_fields})
 
 
-class Timeouts(_Table):
-    """Deadlines, in seconds."""
-
-    startup: Annotated[float, fields.duration(zero=False)] = 10.0
-    import_: Annotated[float, fields.duration(zero=False)] = Field(default=60.0, alias="import")
-    drain: Annotated[float, fields.duration(zero=True)] = 30.0
-    kill: Annotated[float, fields.duration(zero=False)] = 5.0
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_plain(each) for each in value)
+    return _settled(value) if isinstance(value, _Table) else value
 
 
-class Metrics(_Table):
-    """Where metrics are served; None is nowhere."""
-
-    listen: Annotated[Address | None, fields.TCP_OR_NONE] = Address.parse(DEFAULT_METRICS)
-
-
-class Control(_Table):
-    """The control socket; None leaves the place to `poold.settings.control_path`."""
-
-    socket: Annotated[str | None, fields.text("the path of a socket", fields.is_filled)] = None
+def _written(model: _Table) -> set[tuple[str, ...]]:
+    """Return the paths of the fields that the file holds, with those of inner tables."""
+    tables = {name: getattr(model, name) for name in model.model_fields_set}
+    inner = {(name, *path) for name, table in tables.items() if isinstance(table, _Table) for path in _written(table)}
+    return {(name,) for name in tables} | inner
 
 
-class Log(_Table):
-    """What is logged, and how it looks."""
-
-    format: Annotated[LogFormat, fields.choice(LogFormat)] = LogFormat.TEXT
-    level: Annotated[LogLevel, fields.choice(LogLevel)] = LogLevel.INFO
-
-
-def _listeners(value: object) -> tuple[object, ...]:
-    if not isinstance(value, list | tuple):
-        raise fields.wrong("written [[listener]], with two brackets, once for each", value)
-    if len(value) > LISTENERS_MAX:
-        raise ValueError(f"is written {len(value)} times; at most {LISTENERS_MAX} are possible")
-    return tuple(value) or (Listener(),)
-
-
-class Config(_Table):
-    """All settings. Relative paths are as written; `poold.settings.load` makes them absolute."""
-
-    server: Server = Server()
-    listeners: Annotated[tuple[Listener, ...], BeforeValidator(_listeners)] = Field(default=(Listener(),), alias="listener")
-    pool: Pool = Pool()
-    timeouts: Timeouts = Timeouts()
-    metrics: Metrics = Metrics()
-    control: Control = Control()
-    log: Log = Log()
-
-    @model_validator(mode="after")
-    def _binds_no_address_twice(self) -> Self:
-        addresses: dict[Address, int] = {}
-        names: dict[str, int] = {}
-        faults = []
-        for index, listener in enumerate(self.listeners):
-            if listener.address in addresses:
-                faults.append(Fault(("listener", index, "address"), f"is that of listener[{addresses[listener.address]}] already"))
-            elif listener.name in names:
-                faults.append(Fault(("listener", index, "name"), f"is that of listener[{names[listener.name]}] already"))
-            addresses.setdefault(listener.address, index + 1)
-            names.setdefault(listener.name, index + 1)
-        metrics = self.metrics.listen
-        if metrics is not None and metrics.port and metrics in addresses:
-            position = addresses[metrics]
-            if "listen" in self.metrics.model_fields_set:
-                faults.append(Fault(("metrics", "listen"), f"is that of listener[{position}] already"))
-            else:
-                faults.append(Fault(("listener", position - 1, "address"), "is that of metrics.listen, unless that is written too"))
-        refuse(faults)
-        return self
-
-
-def settled(model: Config) -> config.Config:
-    """Return judged settings as the master holds them."""
-
-    def table(kind: type, values: _Table) -> Any:
-        return kind(**{name: getattr(values, name) for name in type(values).model_fields})
-
-    return config.Config(
-        server=table(config.Server, model.server),
-        listeners=tuple(table(config.Listener, listener) for listener in model.listeners),
-        pool=table(config.Pool, model.pool),
-        timeouts=table(config.Timeouts, model.timeouts),
-        metrics=table(config.Metrics, model.metrics),
-        control=table(config.Control, model.control),
-        log=table(config.Log, model.log),
-    )
+_MODEL = _model(Config)

@@ -1,8 +1,10 @@
-"""Between TOML text and `Config`: parse, refuse what is not done yet, validate, and write settings out again.
+"""Between TOML text and `Config`: parse, refuse what this version lacks, validate, write.
 
-Owns the words for keys that should not be there. It must never touch the machine: no file, no folder, no account.
+This module owns the messages for keys that should not be there. No function here opens a file or
+looks up an account.
 
-A key that is wrong is set aside and the rest is judged as if it were not there, so that one mistake hides no other.
+`validate` takes a wrong key out of the tree and judges the rest as if the key were missing, so one
+mistake hides no other.
 """
 
 import re
@@ -11,15 +13,17 @@ from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from poold.address import Address
 from poold.errors import Problem
+from poold.settings.annotations import Schemes, Setting, Unit, settings_of
+from poold.settings.config import Config
 from poold.settings.fields import seen
 from poold.settings.lines import KEY_PARTS_MAX, Finding, KeyPath, dotted, endless_key
-from poold.settings.schema import APPLIES, Config, Listener
+from poold.settings.schema import judged
 
-# What poold.toml is meant to have and this version does not do yet: a table, a key, or only one value of a key.
+# What a later version will have: a table, a key, or one value of a key.
 NOT_YET: Mapping[tuple[str, ...], str | None] = {
     ("admission",): None,
     ("limits",): None,
@@ -32,15 +36,15 @@ NOT_YET: Mapping[tuple[str, ...], str | None] = {
 }
 _NOT_YET = "not supported yet by this version"
 
-# Looking for a near name takes its time: a file with more wrong keys is no settings file.
+# The search for a near name is slow, so only the first unknown keys get one.
 HINTS_MAX = 100
 
-# tomllib says where in words; its attributes for that are younger than Python 3.11.
+# In Python 3.11 the errors of tomllib have their place only in the message.
 _PLACE = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
 
 
 def parse(data: bytes) -> tuple[str, dict[str, Any]] | Problem:
-    """Return the text and the tree of a TOML file's bytes, or the one problem that keeps it from being read."""
+    """Return the text and the tree of a TOML file's bytes, or the first syntax problem."""
     try:
         source = data.decode("utf-8-sig")
         line = endless_key(source)
@@ -52,7 +56,7 @@ def parse(data: bytes) -> tuple[str, dict[str, Any]] | Problem:
         return Problem("", f"byte 0x{data[error.start]:02x} is not UTF-8: save the file as UTF-8", line)
     except RecursionError:
         return Problem("", "syntax error: brackets are nested too deeply")
-    except ValueError as error:  # TOMLDecodeError, and what int() says to thousands of digits
+    except ValueError as error:  # TOMLDecodeError, or int() that refuses thousands of digits
         return _syntax_problem(str(error), source)
 
 
@@ -70,7 +74,11 @@ def _syntax_problem(message: str, source: str) -> Problem:
 
 
 def unnamed(tree: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield that nothing is named to be served: the defaults are for no file, and one that was cut off must not bring them back."""
+    """Yield a finding if the file names neither a handler nor a command.
+
+    The default handler is for a start without a file. A file that lost its end must not start the
+    built-in chat in the place of a service.
+    """
     server = tree.get("server", {})
     if isinstance(server, dict) and not {"handler", "command"} & server.keys():
         words = 'must be written, or command in its place: what is to be served, such as handler = "mypackage.chat:serve" under [server]'
@@ -78,21 +86,21 @@ def unnamed(tree: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def validate(tree: dict[str, Any]) -> tuple[Config | None, list[Finding]]:
-    """Return the settings less what is wrong, and what that is; no settings if nothing useful is left.
+    """Return the settings without the wrong keys, and the findings about those.
 
-    Uses up the tree: what is set aside is taken out of it.
+    None stands for settings of which nothing useful is left. The function takes keys out of `tree`.
     """
     found = dict(_take_unsupported(tree))
     while True:
         try:
-            return Config.model_validate(tree), list(found.items())
+            return judged(tree), list(found.items())
         except ValidationError as error:
             faults = list(_faults(error))
         known = set(found)
         progress = False
         for path, message, siblings in faults:
             related = [(*path[:-1], sibling) for sibling in siblings]
-            # A rule between two keys means nothing once one of them was set aside.
+            # A rule between two keys has no meaning once one of them is out of the tree.
             if known.isdisjoint(related):
                 found.setdefault(path, message)
             for place in (path, *related):
@@ -102,7 +110,7 @@ def validate(tree: dict[str, Any]) -> tuple[Config | None, list[Finding]]:
 
 
 def _take_unsupported(tree: dict[str, Any]) -> Iterator[Finding]:
-    """Take out of the tree what is `NOT_YET`, and yield it."""
+    """Take what is `NOT_YET` out of the tree, and yield a finding for each."""
     for (name, *keys), value in NOT_YET.items():
         if keys:
             for place, table in _tables(tree, name):
@@ -116,7 +124,7 @@ def _take_unsupported(tree: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _tables(tree: Mapping[str, Any], name: str) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
-    """Yield the table of this name, or each table of the array of this name, with its path."""
+    """Yield path and content of the table of this name, or of each table in the array."""
     found = tree.get(name)
     if isinstance(found, list):
         yield from (((name, index), table) for index, table in enumerate(found) if isinstance(table, dict))
@@ -131,7 +139,7 @@ def _take_key(table: dict[str, Any], key: str, *, place: KeyPath, value: str | N
 
 
 def _set_aside(tree: dict[str, Any], path: KeyPath) -> bool:
-    """Take what is at a path out of the tree, or the smallest part around it that can go; say whether anything went."""
+    """Take a path, or the nearest table, out of the tree. Tell whether the tree changed."""
     name, *inner = path
     table = tree.get(str(name))
     if inner and isinstance(inner[0], int) and isinstance(table, list):
@@ -144,7 +152,11 @@ def _set_aside(tree: dict[str, Any], path: KeyPath) -> bool:
 
 
 def _set_listener_aside(listeners: list[Any], index: int, *, keys: list[str | int]) -> bool:
-    """Take out a key of a listener; without its address nothing of it can be judged, so a harmless one takes its place."""
+    """Take out a key of a listener. Tell whether the tree changed.
+
+    The rules for a listener need its address, so a harmless listener replaces one with a wrong
+    address.
+    """
     stand_in = {"address": f"systemd://set-aside-{index}"}
     listener = listeners[index]
     if isinstance(listener, dict) and keys and keys[0] != "address" and keys[0] in listener:
@@ -155,7 +167,7 @@ def _set_listener_aside(listeners: list[Any], index: int, *, keys: list[str | in
 
 
 def _faults(error: ValidationError) -> Iterator[tuple[KeyPath, str, tuple[str, ...]]]:
-    """Yield path, message and related keys of each fault, all in the operator's language."""
+    """Yield path, message and related keys of each fault, in words for the operator."""
     for number, detail in enumerate(error.errors(include_url=False)):
         path, context = detail["loc"], detail.get("ctx", {})
         match detail["type"]:
@@ -165,18 +177,18 @@ def _faults(error: ValidationError) -> Iterator[tuple[KeyPath, str, tuple[str, .
                 yield path, str(context["error"]), ()
             case "extra_forbidden":
                 yield path, _unknown(path) if number < HINTS_MAX else "unknown key", ()
-            case _:  # what is left is a table of the schema that is none
+            case _:  # pydantic found no table where a table belongs
                 written = "" if isinstance(path[-1], int) else f", written [{dotted(path)}]"
                 yield path, f"must be a table{written}, not {seen(detail['input'])}", ()
 
 
 def _unknown(path: KeyPath) -> str:
-    """Return what to say of an unknown key: perhaps another was meant, perhaps it stands in the wrong table."""
-    # Only who has made a mistake pays for this import.
+    """Return the message for an unknown key, with a similar key or the right table."""
+    # No other path of the code needs this import.
     from difflib import get_close_matches
 
     *around, key = path
-    tables = _schema()
+    tables = _keys()
     near = get_close_matches(str(key), tables[str(around[0])] if around else tables, n=1)
     if near:
         return f"unknown key; did you mean {near[0]}?"
@@ -184,47 +196,44 @@ def _unknown(path: KeyPath) -> str:
     return f"unknown key; did you mean {home}?" if home else "unknown key"
 
 
-def _schema() -> dict[str, list[str]]:
-    """Return the keys of each table, those that are `NOT_YET` too."""
+def _keys() -> dict[str, list[str]]:
+    """Return the keys of each table, with those that are `NOT_YET`."""
     tables: dict[str, list[str]] = {}
-    defaults = Config()
-    for name, field in Config.model_fields.items():
-        model = Listener if name == "listeners" else type(getattr(defaults, name))
-        tables[field.alias or name] = [inner.alias or key for key, inner in model.model_fields.items()]
+    for each in settings_of(Config):
+        assert each.table is not None
+        tables[each.key] = [setting.key for setting in settings_of(each.table)]
     for name, *keys in NOT_YET:
         tables.setdefault(name, []).extend(keys)
     return tables
 
 
 def effective(config: Config) -> str:
-    """Return settings as TOML text, every key written out; `poold.settings.load` reads an equal Config from it."""
-    # Only `poold check --print` needs it.
+    """Return settings as TOML text with every key. `judge.load` reads an equal Config."""
+    # Only `poold check --print` needs this import.
     import tomli_w
 
-    document: dict[str, Any] = {}
-    for name, field in Config.model_fields.items():
-        value = getattr(config, name)
-        document[field.alias or name] = [_listener_table(listener) for listener in value] if name == "listeners" else _table(value)
-    document["metrics"].setdefault("listen", "")
-    text = tomli_w.dumps(document)
-    # Of what a terminal would obey, tomli_w escapes the ASCII part.
+    text = tomli_w.dumps(_table(config))
+    # tomli_w escapes the ASCII part of what a terminal obeys; this escapes the rest.
     return "".join(c if c.isprintable() or c == "\n" else f"\\U{ord(c):08x}" for c in text)
 
 
-def _table(model: BaseModel) -> dict[str, Any]:
-    fields = type(model).model_fields.items()
-    values = {field.alias or name: _plain(name, getattr(model, name)) for name, field in fields}
-    return {key: value for key, value in values.items() if value is not None}
+def _table(table: Any) -> dict[str, Any]:
+    """Return a table for TOML, without keys that have no value or no meaning for the address."""
+    written: dict[str, Any] = {}
+    for setting in settings_of(type(table)):
+        value, fitting = getattr(table, setting.name), setting.annotation(Schemes)
+        if value is None and setting.default is not None:
+            # An empty text stands for None where a default would take the place of a missing key.
+            value = "" if setting.kind is Address else None
+        if value is not None and (fitting is None or table.address.scheme in fitting):
+            written[setting.key] = _written(value, setting)
+    return written
 
 
-def _listener_table(listener: Listener) -> dict[str, Any]:
-    """Return a listener's table, without the keys that its scheme does not know and that would be refused."""
-    scheme = listener.address.scheme
-    return {key: value for key, value in _table(listener).items() if scheme in APPLIES.get(key, (scheme,))}
-
-
-def _plain(name: str, value: object) -> object:
-    if name in ("mode", "umask"):
+def _written(value: Any, setting: Setting) -> Any:
+    if setting.table is not None:
+        return [_table(each) for each in value] if setting.is_array else _table(value)
+    if setting.annotation(Unit) is Unit.OCTAL:
         return f"{value:04o}"
     if isinstance(value, StrEnum | Address):
         return str(value)

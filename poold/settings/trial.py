@@ -1,8 +1,9 @@
-"""The trial: a process that judges settings for a reload. Whatever it meets, the master goes on as it is.
+"""The trial: a process that judges settings for a reload. No fault of the trial stops the master.
 
-Started by the master as a fresh interpreter, with the bytes that would be applied (`text`) and where they come from (`settings`,
-JSON with `file` and `master`). It writes its verdict as JSON into `result`, a memory file, and exits with 0 (see
-`poold.settings.judge.verdict`). It imports no handler.
+The master starts a fresh interpreter with the bytes that a reload would apply (`text`), and with
+`settings`: JSON with the `file` that holds them and the pid of the `master`. The trial writes
+`poold.settings.judge.verdict` as JSON into `result`, a memory file, and exits with 0. The trial
+imports no handler.
 """
 
 import json
@@ -18,7 +19,7 @@ TEXT_MAX = 2 << 20
 
 
 def main() -> None:
-    """Judge, and write down the verdict."""
+    """Judge the settings, and write the verdict."""
     sandbox.forbid_inspection()
     fds = arguments.read(sys.argv[1:])
     stream.install()

@@ -18,6 +18,7 @@ from typing import Any
 
 from poold import __version__
 from poold.errors import PooldError
+from poold.from_json import MalformedError, from_json
 from poold.master.children.exporters import ExportersPart
 from poold.master.children.inheritance import ChildrenPart
 from poold.master.children.spawn import LauncherPart
@@ -27,7 +28,6 @@ from poold.master.clients.sessions import SessionsPart
 from poold.master.clients.store import StorePart
 from poold.master.current import Current
 from poold.master.document.part import Owner, Part, descriptor, within
-from poold.master.document.records import MalformedError, record
 from poold.master.document.tally import CountersPart
 from poold.master.memories import MemoriesPart
 from poold.master.outside.control import ControlPart
@@ -182,7 +182,7 @@ def read(data: bytes) -> StateDocument:
         what = f"has format {found['format']!r}" if is_one else "has no format"
         raise StateError(f"the state document {what}, and poold {__version__} understands format {FORMAT}")
     try:
-        state: StateDocument = record(StateDocument, found)
+        state: StateDocument = from_json(StateDocument, found)
     except MalformedError as error:
         raise StateError(f"the state document cannot be understood: {error}") from error
     return state

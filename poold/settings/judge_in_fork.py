@@ -1,4 +1,8 @@
-"""Judging settings at the start, in a process that ends, so that the master is not what loads what judging needs."""
+"""Judging settings at the start of the master, in a forked process that ends.
+
+The fork loads pydantic and what else the judging needs, so the master never does. `trial` judges
+for a reload.
+"""
 
 import json
 import os
@@ -19,27 +23,27 @@ PATIENCE = 5.0
 
 
 class Signals(Protocol):
-    """What notes signals: `take` returns and forgets those that have come, `note` gives one back; readable when there may be some."""
+    """The part of the master that notes signals (`poold.master.engine.signals.Inbox`)."""
 
     def fileno(self) -> int:
-        """Return the descriptor."""
+        """Return a descriptor that is readable when a signal may have come."""
         ...
 
     def take(self) -> set[int]:
-        """Return the signals, and forget them."""
+        """Return the signals that have come, and forget these signals."""
         ...
 
     def note(self, signum: int) -> object:
-        """Take a signal as if it had just come."""
+        """Note a signal as if the signal had just come."""
         ...
 
 
-def verdict(data: bytes, file: Path | None, *, environ: Mapping[str, str], signals: Signals) -> dict[str, Any] | None:
-    """Return `poold.settings.judge.verdict` of these bytes, None if this process was told to stop meanwhile: a name service may be silent.
+def judge_in_fork(data: bytes, file: Path | None, *, environ: Mapping[str, str], signals: Signals) -> dict[str, Any] | None:
+    """Return the verdict of `poold.settings.judge`, or None when a signal asks for the end meanwhile.
 
-    To be called before there is a second thread: a fork and not a fresh interpreter, which would take longer to start than to judge. Either
-    way the process that judges has ended. Signals that come are there to be taken afterwards. Raises ConfigError when there is no verdict,
-    OSError.
+    The judge may wait for a silent name service. The fork has ended when this function returns.
+    `signals` still has every signal that came. The caller has no second thread. A fork starts
+    sooner than a fresh interpreter. Raises OSError, and ConfigError without a verdict.
     """
     reader, writer = os.pipe()
     parent = os.getpid()
@@ -89,19 +93,21 @@ def _answer(reader: int, signals: Signals) -> bytes | None:
 
 
 def _judge(data: bytes, file: Path | None, environ: Mapping[str, str], writer: int, parent: int) -> None:
+    """Write the verdict as JSON to `writer`, and end this process."""
     code = 1
     try:
-        # It has every socket that was passed, and may wait for a name service: whoever is started next could not have them.
+        # The fork holds every passed socket and may wait for a name service. If the fork outlived
+        # the master, the next master could not bind those addresses.
         sandbox.kill_with_parent(parent)
-        # Or pydantic would look through every installed distribution for plugins, a tenth of the time that this takes.
+        # Otherwise pydantic would search every installed distribution for plugins.
         os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
-        from poold.settings import judge  # what this process is for
+        from poold.settings import judge  # loads pydantic
 
         with open(writer, "wb") as answer:
             answer.write(json.dumps(judge.verdict(data, file, environ=environ)).encode())
         code = 0
     except BaseException as error:
-        # Nothing may climb out into the code of the process that asked.
+        # An exception that left this function would run the master's code in the fork.
         from poold.log import escaped, trace
 
         print(escaped(trace(error)), file=sys.stderr, flush=True)

@@ -1,7 +1,12 @@
-"""From what JSON can carry to frozen dataclasses, by their annotations: strict, and nothing is converted but what JSON cannot tell.
+"""From what JSON can carry to frozen dataclasses, by their annotations.
 
-Understood are int, float, str, bool, enumerations of str, `X | None`, `tuple[X, ...]`, `dict[str, X]`, Any and dataclasses of these.
-What a dataclass's own `__post_init__` finds wrong, it says by ValueError.
+The types are int, float, str, bool, enumerations of str, `Address`, `X | None`, `tuple[X, ...]`,
+`dict[str, X]`, Any, and dataclasses of these. A value of another type is refused and never
+converted; only an int where a float is declared becomes one, because JSON does not tell them apart.
+A `__post_init__` refuses values by ValueError.
+
+The state document and the settings cross to the master in this way, because the master has no
+pydantic.
 """
 
 import types
@@ -11,6 +16,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from enum import StrEnum
 from functools import cache
 from typing import Any
+
+from poold.address import Address
 
 Reader = Callable[[Any], Any]
 
@@ -24,8 +31,8 @@ class MalformedError(Exception):
         self.places = places
 
 
-def record(kind: type, value: Any) -> Any:
-    """Return a dataclass of this kind. Raises MalformedError."""
+def from_json(kind: type, value: Any) -> Any:
+    """Return a dataclass of this kind with what `value` holds. Raises MalformedError."""
     return _reader(kind)(value)
 
 
@@ -46,6 +53,8 @@ def _reader(kind: Any) -> Reader:
         return _dataclass(kind)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return _word(kind)
+    if kind is Address:
+        return _address
     return _plain(kind)
 
 
@@ -71,6 +80,13 @@ def _word(kind: type[StrEnum]) -> Reader:
             raise MalformedError(f"{_shown(value)} is no {kind.__name__.lower()} that this version knows") from None
 
     return read
+
+
+def _address(value: Any) -> Address:
+    try:
+        return Address.parse(_plain(str)(value))
+    except ValueError as error:
+        raise MalformedError(str(error)) from None
 
 
 def _sequence(inner: Reader) -> Reader:
