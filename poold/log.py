@@ -75,11 +75,7 @@ class Window:
 
 
 class Log:
-    """Writes events to one descriptor.
-
-    `later` calls a function after a number of seconds, in a process that has an event loop. The
-    number of held-back lines is then logged even if no further line of that event comes.
-    """
+    """Writes events to one descriptor."""
 
     def __init__(self, fd: int = 2) -> None:
         self._fd = fd
@@ -87,7 +83,7 @@ class Log:
         self._threshold = LEVELS["info"]
         self.journal = False
         self.framed = False
-        self.later: Callable[[float, Callable[[], object]], object] | None = None
+        self._call_later: Callable[[float, Callable[[], object]], object] | None = None
         self._windows: dict[str, Window] = {}
         self._poll = poll()
         self._poll.register(fd, POLLOUT)
@@ -187,10 +183,17 @@ class Log:
             window.passed += 1
             return 0
         window.held += 1
-        if window.held == 1 and self.later is not None:
+        if window.held == 1 and self._call_later is not None:
             # One millisecond more: rounding may make the sum a little less than the window.
-            self.later(window.start + WINDOW - now + 0.001, self.tell_held_back)
+            self._call_later(window.start + WINDOW - now + 0.001, self.tell_held_back)
         return -1
+
+    def use_timer(self, call_later: Callable[[float, Callable[[], object]], object]) -> None:
+        """Take the timer of this process's event loop: a function of seconds and a callback.
+
+        With a timer, the number of held-back lines is logged even if no further line comes.
+        """
+        self._call_later = call_later
 
     def tell_held_back(self, *, all: bool = False) -> None:
         """Log how many lines were held back, for each event whose window is over or for `all`."""

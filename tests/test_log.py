@@ -163,7 +163,7 @@ def test_traceback_on_a_terminal() -> None:
 def test_held_back_lines_are_told_without_another() -> None:
     """When no further line of an event comes, a deadline tells how many were held back; there is one deadline, and then none."""
     log, due = Kept("json"), []
-    log.later = lambda seconds, callback: due.append((seconds, callback))
+    log.use_timer(lambda seconds, callback: due.append((seconds, callback)))
     for _ in range(1000):
         log.info("connection_refused", reason="full")
     assert len(log.lines) == LIMITED["connection_refused"]

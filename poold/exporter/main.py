@@ -41,7 +41,7 @@ async def answer_scrapers(view: CountersView, end: socket.socket, listener: sock
 
     loop.set_exception_handler(fault)
     # The log limits the lines that a crowd causes, and tells their number when the crowd is over.
-    log.later = loop.call_later
+    log.use_timer(loop.call_later)
     # The first question tells the master that scrapes are answered from now on.
     lifeline.ask()
     await asyncio.wait((lifeline.ended, reception.broken), return_when=asyncio.FIRST_COMPLETED)

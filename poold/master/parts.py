@@ -83,7 +83,7 @@ class Parts:
         self.loop = loop
         self._control_path = control
         self.started_at = time.monotonic() if inherited is None else inherited.started_at
-        log.later = loop.after
+        log.use_timer(loop.after)
         self.memories = memories.share(inherited)
         self.counters = self.memories.counters
         self.manager = Manager(environ, loop)
