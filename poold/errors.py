@@ -3,7 +3,6 @@
     PooldError
     ├── ConfigError      the operator: settings, users, paths, addresses
     ├── ProtocolError    a peer: a child or a client broke a wire format
-    ├── ResourceError    the kernel: a resource is missing, and poold tries again later
     └── InternalError    poold: its own tables disagree, and systemd restarts poold
 
 An exit status below belongs to the command poold. The exit status of a worker belongs to the
@@ -80,10 +79,6 @@ class ConfigError(PooldError):
 
 class ProtocolError(PooldError):
     """A peer has sent something that its wire format does not allow."""
-
-
-class ResourceError(PooldError):
-    """The kernel has refused something that the kernel may grant later."""
 
 
 class InternalError(PooldError):

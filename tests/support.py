@@ -5,7 +5,9 @@ port is guessed and nothing sleeps: a test waits for facts, with one generous de
 """
 
 import contextlib
+import functools
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -232,7 +234,7 @@ class Daemon:
     def events(self, name: str, *, after: int = 0, **fields: Any) -> list[dict[str, Any]]:
         """Return the log's events of this name with these fields, from the offset on."""
         found = []
-        for line in self.log.read_bytes()[after:].splitlines():
+        for line in self._lines()[after:].splitlines():
             if f'"event": "{name}"'.encode() in line:
                 record = json.loads(line)
                 if all(record.get(key) == value for key, value in fields.items()):
@@ -245,7 +247,11 @@ class Daemon:
 
     def mark(self) -> int:
         """Return the log's present end, for `after`."""
-        return self.log.stat().st_size
+        return len(self._lines())
+
+    def _lines(self) -> bytes:
+        """Return the log, but for a line that is just being written."""
+        return b"".join(line for line in self.log.read_bytes().splitlines(keepends=True) if line.endswith(b"\n"))
 
     def metrics(self) -> Metrics:
         """Scrape."""
@@ -334,7 +340,8 @@ class Daemon:
             except subprocess.TimeoutExpired:
                 status = None
                 for left in [self.process.pid, *descendants(self.process.pid)]:
-                    os.kill(left, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(left, signal.SIGKILL)
                 self.process.wait()
             if status != 0:
                 wrong.append(f"exit status {status} after TERM")
@@ -361,16 +368,53 @@ def toml(value: Any) -> str:
     return json.dumps(value)
 
 
-_given: set[int] = set()
+PORTS_FIRST = 10240
+PORTS_EACH = 256
+
+
+class Ports:
+    """The ports that are this process's alone among all that run tests in this network: a block below those that the kernel gives out.
+
+    A block is taken by an abstract name (unix(7)), which the kernel frees when the process ends, however it ends. Names and ports
+    are both of the network namespace.
+    """
+
+    def __init__(self) -> None:
+        self._mark = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        beyond = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        for first in range(PORTS_FIRST, beyond - PORTS_EACH + 1, PORTS_EACH):
+            try:
+                self._mark.bind(f"\0poold-test-ports-{first}")
+            except OSError:
+                # Another process's.
+                continue
+            self._ports = itertools.cycle(range(first, first + PORTS_EACH))
+            return
+        raise AssertionError(f"no {PORTS_EACH} ports are free between {PORTS_FIRST} and {beyond}")
+
+    def free(self) -> int:
+        """Return the next one that nobody listens on."""
+        for port in itertools.islice(self._ports, PORTS_EACH):
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError:
+                    # A daemon that is to do without any support of ours has it, or one of before.
+                    continue
+            return port
+        raise AssertionError(f"none of {PORTS_EACH} ports is free")
+
+    def close(self) -> None:
+        """Let others have them."""
+        self._mark.close()
+
+
+@functools.cache
+def _ports() -> Ports:
+    return Ports()
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now, another one each time; for the metrics listener, which cannot be passed."""
-    while True:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port not in _given:
-            _given.add(port)
-            return port
+    """Return a port that nobody listens on and no other test is given; for the metrics listener, which cannot be passed."""
+    return _ports().free()

@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import signal
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ import pytest
 
 from tests.faultkit import forgive
 from tests.procfs import open_files
-from tests.support import Client, Daemon, Poold
+from tests.support import Client, Daemon, Poold, free_port
 from tests.upgradekit import install, mend, path_of, upgraded
 from tests.waiting import DEADLINE, eventually
 
@@ -106,8 +105,7 @@ class Faulty:
         self.cap += 1
         more = ""
         if moved:
-            with socket.create_server(("127.0.0.1", 0)) as probe:
-                more = f'[[listener]]\naddress = "tcp://127.0.0.1:{probe.getsockname()[1]}"\nname = "moved"\n'
+            more = f'[[listener]]\naddress = "tcp://127.0.0.1:{free_port()}"\nname = "moved"\n'
         level = "info" if self.cap % 2 else "debug"
         listener = '[[listener]]\naddress = "systemd://main"\nname = "main"\n'
         self.daemon.write(options={**self.options, "pool.max_children": self.cap, "log.level": level}, settings=listener + more)

@@ -223,7 +223,7 @@ class Reloads:
         self._within(reload, max(config.timeouts.import_, exporters.STARTUP) + GRACE_SECONDS, "the new mold or exporter")
         # Only now, when nothing but these two can fail any more: both tell later.
         self._molds.prepare(new, partial(self._prepared, reload, "mold"))
-        if "exporter" in reload.awaited and reload.metrics is not None:
+        if reload.metrics is not None:
             self._exporters.prepare(new, reload.metrics, partial(self._prepared, reload, "exporter"))
 
     def _understood(self, verdict: dict[str, Any]) -> Current:

@@ -28,7 +28,6 @@ from poold.settings.config import Config, Listener
 ACCEPTS_MAX = 16
 # How long to leave accept alone when the kernel is out of something: no other event would say that it has it again.
 PAUSE = 0.1
-SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 # How long the queue of a removed listener is served at the most, where `timeouts.drain` is not longer.
 EMPTY_SECONDS = 30.0
 # What belongs to one client that has gone wrong before it was accepted (accept(2), "Error handling"); the next one is tried.

@@ -28,7 +28,6 @@ class Manager:
         self._text = ""
         self._told = ""
         self._telling: Deadline | None = None
-        self._extending: Deadline | None = None
 
     @property
     def listens(self) -> bool:
@@ -70,7 +69,7 @@ class Manager:
     def _extend(self) -> None:
         if self._address:
             self._notify(EXTEND_TIMEOUT_USEC=int(EXTEND_BY * 1_000_000))
-            self._extending = self._loop.after(EXTEND_EVERY, self._extend)
+            self._loop.after(EXTEND_EVERY, self._extend)
 
     def status(self, text: str) -> None:
         """Say how it goes, at most once in a while; the last word is always told."""
