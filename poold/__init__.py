@@ -25,17 +25,17 @@ A directory is a process: `master`, `mold`, `worker`, `exporter`, `logger`. The 
 directories are of four kinds:
 
     public                      connection, address, handlers
-    shared by processes         channel, plain, lifeline, rpc, scoreboard, metrictable, childrows,
-                                from_json, pages, words, log, stream,
-                                errors
+    shared by processes         channel, plain, lifeline, rpc, scoreboard with metrictable,
+                                childrows, from_json, pages, words, log, stream, errors
     the first acts of a child   arguments, sandbox, title
     the command line            cli, report, probe
 
 `settings` judges poold.toml.
 
 A folder of `master` is a concern. Above all folders stand `parts`, which builds everything in one
-pass, and `main`, which turns the loop. Below the folders stands what all have in common: `current`
-(the settings in force), `phase` (where the master is in its life) and `memories` (what is shared).
+pass, and `main`, which turns the loop. Below them stand three modules that all folders use:
+`current` (the settings in force), `phase` (the phase of the master's life) and `memories` (the
+shared memories).
 
     engine    waits for descriptors, signals and moments, and knows nothing of poold
     clients   the connections, from the listening socket to the session's end
@@ -49,10 +49,10 @@ pass, and `main`, which turns the loop. Below the folders stands what all have i
 A connection's way, one direction only, and the file of each step under `poold.master`:
 
     clients/listeners: accept ─▶ clients/door: let in, or refuse ─▶ pool/handover: a spare, or wait
-                                        channel: the connection by SCM_RIGHTS ◀─┘
-                                        └─▶ worker: ACK, serve, exit ─▶ SIGCHLD ─▶ children/reaper
+                         channel: the connection by SCM_RIGHTS ◀─┘
+                         └─▶ worker: ACK, serve, exit ─▶ SIGCHLD ─▶ children/reaper
+                         counts ◀─ pool/workers: the session's one cause ◀─┘
     pool/pool: how many ─▶ pool/orders ─▶ mold clones ─▶ pool/hearing: BORN, READY ─▶ spare
-    children/reaper ─▶ pool/workers: the session's one cause ─▶ table, counts
 """
 
 from poold.connection import Connection
