@@ -210,6 +210,7 @@ def test_weight_of_the_mold(poold: Poold) -> None:
     assert ours == {
         "poold",
         "poold.address",
+        "poold.arguments",
         "poold.channel",
         "poold.connection",
         "poold.errors",
@@ -223,6 +224,7 @@ def test_weight_of_the_mold(poold: Poold) -> None:
         "poold.mold.warmup",
         "poold.mold.scout",
         "poold.pages",
+        "poold.plain",
         "poold.sandbox",
         "poold.stream",
         "poold.title",

@@ -1,6 +1,8 @@
 """The mold: the process that workers are cloned from.
 
-It exists so that user code never runs in the master and so that a worker costs little: it drops privileges, imports the handler
-once, and then clones a worker for each order. Whatever is loaded here is paid for by every worker at every clone, so it loads
-the worker, the handler and little else, and it never imports anything of `poold.master`.
+The mold drops privileges, imports the handler once, and then clones a worker for each order of the
+master. User code therefore never runs in the master, and a worker needs no import of its own.
+
+Each clone copies the page tables of all that the mold has loaded. The mold therefore loads the
+worker, the handler and little else, and imports nothing of `poold.master`.
 """

@@ -1,13 +1,15 @@
-"""The only place where workers are made: a clone whose parent is the master.
+"""Makes workers: clones of the mold that are children of the master.
 
-CLONE_PARENT (clone(2)) makes the new process a child of this process's parent, so SIGCHLD, the exit status and the resource
-usage arrive at the master, where the table is. CPython names what must be called around a fork that is not os.fork():
-PyOS_BeforeFork, PyOS_AfterFork_Parent, PyOS_AfterFork_Child (C API, "Operating System Utilities").
+CLONE_PARENT (clone(2)) makes the new process a child of the mold's own parent, the master. The
+master then gets SIGCHLD, the exit status and the resource usage. Around a fork other than os.fork()
+CPython asks for PyOS_BeforeFork, PyOS_AfterFork_Parent and PyOS_AfterFork_Child (C API, "Operating
+System Utilities").
 
-The raw system call skips the C library's fork handlers, which take its locks. With one thread there is nobody who could hold
-them. With more there is: clones of a process that had getaddrinfo or dlopen running hung in 8 of 18 cases. So a mold that has
-threads forks twice with os.fork() instead: the middle process ends at once, and its child falls to the master, which is a
-subreaper (prctl(2), PR_SET_CHILD_SUBREAPER). That is a third slower and never hung.
+The raw system call skips the fork handlers of the C library, which take the library's locks. With
+one thread no other thread can hold these locks. With several threads a clone may hang, because one
+of them was inside getaddrinfo or dlopen. A mold with several threads therefore forks twice with
+os.fork(). The middle process ends at once, and its child becomes a child of the master, which is a
+subreaper (prctl(2), PR_SET_CHILD_SUBREAPER).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import struct
 from ctypes import get_errno
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
     from typing import Any
 
 _CLONE_VFORK = 0x00004000
@@ -29,16 +31,18 @@ _CLONE_CHILD_CLEARTID = 0x00200000
 _CLONE_CHILD_SETTID = 0x01000000
 _PR_GET_TID_ADDRESS = 40
 
-# By architecture: the number of clone, and whether the TLS argument stands before the child's thread id (clone(2), "C
-# library/kernel differences"). Elsewhere workers are forked twice. clone3 is the same everywhere, but it fails with ENOSYS
-# where systemd's RestrictNamespaces= is on.
-_CLONE = {"x86_64": (56, False), "aarch64": (220, True)}
+# By architecture: the number of clone(2), and whether the argument for thread-local storage comes
+# before the thread id (clone(2), "C library/kernel differences"). On any other architecture workers
+# are forked twice. clone3(2) has one form on all of them, but fails with ENOSYS under systemd's
+# RestrictNamespaces=.
+_CLONE_CALLS = {"x86_64": (56, False), "aarch64": (220, True)}
 _GETPPID = {"x86_64": 110, "aarch64": 173}.get(os.uname().machine)
 _RT_SIGACTION = {"x86_64": 13, "aarch64": 134}.get(os.uname().machine)
-_CLONE_NUMBER, _TLS_FIRST = _CLONE.get(os.uname().machine, (None, False))
+_CLONE_NUMBER, _TLS_FIRST = _CLONE_CALLS.get(os.uname().machine, (None, False))
 
-# PyDLL, not CDLL: the interpreter's lock must stay held across the clone, and the child goes on as its holder. Every function is
-# looked up and every argument made here, once: what the child touches for the first time is a page copied, at each clone.
+# PyDLL, not CDLL, keeps the interpreter's lock held across the clone, and the child goes on as the
+# holder of the lock. All functions are looked up and all arguments made here, before any clone. The
+# kernel copies a page at the first write in the child, after each clone again.
 _libc = ctypes.PyDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
@@ -51,9 +55,10 @@ for _function in (_before, _after_in_child, _after_in_parent):
 
 
 def _tid_address() -> int | None:
-    """Return where the C library keeps this thread's id, or None where the kernel does not tell.
+    """Return the address at which the C library keeps this thread's id, or None if unknown.
 
-    The child must get its own id there, or every call that uses it (pthread_setaffinity_np, say) would act on the mold.
+    The kernel writes the child's own id there (clone(2), CLONE_CHILD_SETTID). With the mold's id
+    the C library would act on the mold, in pthread_setaffinity_np(3) for example.
     """
     address = ctypes.c_void_p()
     if _libc.prctl(_PR_GET_TID_ADDRESS, ctypes.byref(address), None, None, None) != 0:
@@ -65,16 +70,17 @@ _TID_ADDRESS = _tid_address()
 CLONE_WORKS = _CLONE_NUMBER is not None and _TID_ADDRESS is not None
 _FLAGS = _CLONE_PARENT | _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID | signal.SIGCHLD
 _TID = ctypes.c_void_p(_TID_ADDRESS)
-# Small numbers go as they are (ctypes passes them as int, which libffi widens): an object of ctypes is wrapped anew at each call, and the
-# wrapping taken down again in both processes.
+# Small numbers are Python integers: ctypes passes each as a C int, which libffi widens. For an
+# object of ctypes, each call would make a wrapper and free that wrapper in both processes.
 _ARGUMENTS = (_CLONE_NUMBER or 0, _FLAGS, None, None, *((None, _TID) if _TLS_FIRST else (_TID, None)))
 
 
 def reset_internal_signals() -> None:
-    """Give the two signals that the C library keeps to itself their default disposition.
+    """Set the C library's two internal signals to their default disposition.
 
-    glibc's posix_spawn leaves 32 and 33 ignored in what it starts, its sigaction refuses to name them, and an ignored signal
-    would stay ignored in every program that a worker starts.
+    glibc's posix_spawn leaves 32 and 33 ignored in the programs that it starts, and glibc's
+    sigaction refuses these numbers. A program that a worker starts would inherit the ignored
+    signals, so the system call is made directly.
     """
     if _RT_SIGACTION is not None:
         default = ctypes.create_string_buffer(64)
@@ -83,12 +89,16 @@ def reset_internal_signals() -> None:
 
 
 def threads() -> int:
-    """Return how many threads this process has, those that Python does not know included."""
+    """Return how many threads this process has, including those that Python did not start."""
     return len(os.listdir("/proc/self/task"))
 
 
 def refuse_company() -> None:
-    """Raise RuntimeError if the handler's import has left a process behind: nobody would wait for it, and it may think it is a mold."""
+    """Raise RuntimeError if the handler's import has left a child process of this one.
+
+    The mold waits for no such child. The child may also have returned from the import and would
+    then act as a second mold.
+    """
     try:
         pid, _ = os.waitpid(-1, os.WNOHANG)
     except ChildProcessError:
@@ -97,17 +107,18 @@ def refuse_company() -> None:
     raise RuntimeError(f"the handler's import forked and left {which} behind; wait for it there, or start it when a connection is served")
 
 
-# The same, but of a child of this process; for the scout, this process stands still until that child has ended.
+# Observer and scout are children of the mold itself. CLONE_VFORK stops the mold until the scout has
+# ended.
 OBSERVER_ARGUMENTS = (_ARGUMENTS[0], _FLAGS & ~_CLONE_PARENT, *_ARGUMENTS[2:])
 SCOUT_ARGUMENTS = (_ARGUMENTS[0], _FLAGS & ~_CLONE_PARENT | _CLONE_VFORK, *_ARGUMENTS[2:])
 
 
 def clone_worker(arguments: tuple[Any, ...] = _ARGUMENTS) -> int:
-    """Clone this process as a child of the master: return its pid, and 0 in the clone. Raises OSError.
+    """Clone this process as a child of the master. Return the clone's pid, and 0 in the clone.
 
-    To be called with one thread only.
+    The process must have one thread only. Raises OSError.
     """
-    # Looked up before, so that no clone does it anew.
+    # Looked up here, before the clone: a look-up in the clone would write to shared pages.
     in_child, in_parent = _after_in_child, _after_in_parent
     _before()
     pid: int = _syscall(*arguments)
@@ -119,58 +130,64 @@ def clone_worker(arguments: tuple[Any, ...] = _ARGUMENTS) -> int:
 
 
 def ended_well(pid: int) -> bool:
-    """Wait for a child of this process, and say whether it ended with 0."""
+    """Wait for a child of this process. Return whether the child has exited with 0."""
     return os.waitpid(pid, 0)[1] == 0
 
 
 def warm_up(times: int) -> None:
-    """Call what a clone calls, without cloning: what is done for the first times in a process is more (PEP 659)."""
+    """Run the code around a clone without cloning: getppid(2) stands in for clone(2).
+
+    The interpreter writes to its own code objects during the first runs (PEP 659). These writes
+    then happen before the first clone.
+    """
     if _GETPPID is not None and CLONE_WORKS:
         for _ in range(times):
             clone_worker((_GETPPID, *_ARGUMENTS[1:]))
 
 
-def fork_worker(master: int) -> int:
-    """Do the same by forking twice; the process `master` must be a subreaper. Raises OSError.
+def fork_worker(master_pid: int) -> int:
+    """Fork a worker by forking twice. Return the worker's pid, and 0 in the worker.
 
-    The worker returns only once it is the master's child: before, PR_SET_PDEATHSIG would fire at the middle process's end.
+    The process `master_pid` must be a subreaper. The function returns in the worker only once the
+    master is the worker's parent. Until then the end of the middle process would trigger the
+    worker's PR_SET_PDEATHSIG. Raises OSError.
     """
-    said_r, said_w = os.pipe()
-    gone_r, gone_w = os.pipe()
+    pid_reader, pid_writer = os.pipe()
+    adopted_reader, adopted_writer = os.pipe()
     middle = os.fork()
     if middle == 0:
-        os.close(said_r)
-        os.close(gone_w)
-        _fork_again(said_w)
-        os.read(gone_r, 1)
-        os.close(gone_r)
-        if os.getppid() != master:
+        os.close(pid_reader)
+        os.close(adopted_writer)
+        _fork_again(pid_writer)
+        os.read(adopted_reader, 1)
+        os.close(adopted_reader)
+        if os.getppid() != master_pid:
             os._exit(1)
         return 0
-    os.close(said_w)
-    os.close(gone_r)
+    os.close(pid_writer)
+    os.close(adopted_reader)
     try:
-        said = os.read(said_r, 8)
+        answer = os.read(pid_reader, 8)
         os.waitpid(middle, 0)
     finally:
-        os.close(said_r)
-        os.close(gone_w)
-    if len(said) != 8:
+        os.close(pid_reader)
+        os.close(adopted_writer)
+    if len(answer) != 8:
         raise OSError(errno.EAGAIN, "the middle process ended without a word")
-    pid, number = struct.unpack("ii", said)
+    pid, number = struct.unpack("ii", answer)
     if number:
         raise OSError(number, os.strerror(number))
     return int(pid)
 
 
-def _fork_again(said_w: int) -> None:
-    """Be the middle process: fork the worker, say its pid, end. Only the worker returns."""
+def _fork_again(pid_writer: int) -> None:
+    """Be the middle process: fork, write the worker's pid, end. Only the worker returns."""
     try:
         pid = os.fork()
     except OSError as error:
-        os.write(said_w, struct.pack("ii", 0, error.errno or errno.EAGAIN))
+        os.write(pid_writer, struct.pack("ii", 0, error.errno or errno.EAGAIN))
         os._exit(1)
     if pid:
-        os.write(said_w, struct.pack("ii", pid, 0))
+        os.write(pid_writer, struct.pack("ii", pid, 0))
         os._exit(0)
-    os.close(said_w)
+    os.close(pid_writer)

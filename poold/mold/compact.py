@@ -1,8 +1,9 @@
-"""The mold's memory, made cheap to clone: whole huge pages instead of five hundred small ones each.
+"""Collapses the mold's memory into huge pages, so that a clone copies fewer entries of page tables.
 
-A clone copies one entry of the page tables for each page that is mapped and private, and its end takes them down again: for a handler
-of 150 MB that is most of what a session costs. A huge page is one entry; a worker that writes to it gets the small page it writes to,
-and what is only read stays whole, in the mold too.
+A clone copies one entry of the page tables for each page that is mapped and private. The end of the
+clone removes these entries. For a large handler most of a session's cost is this copying. A huge
+page has one entry. A worker that writes to a huge page gets a copy of the one small page that the
+worker has written to. A huge page that is only read stays whole, in the mold as well.
 """
 
 from __future__ import annotations
@@ -10,37 +11,39 @@ from __future__ import annotations
 import ctypes
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
     from collections.abc import Iterator
 
-# madvise(2), Linux 6.1: collapse now, whatever /sys/kernel/mm/transparent_hugepage/enabled says.
+# madvise(2), Linux 6.1: collapse now, whatever transparent_hugepage/enabled in /sys/kernel/mm says.
 _MADV_COLLAPSE = 25
-_HUGE = 2 << 20
-# Below this a clone spends its time elsewhere: a mold's own few megabytes are written to all over, and fall apart again at once.
-_WORTH_IT = 16 << 20
+_HUGE_PAGE = 2 << 20
+# Smaller memory is left alone. A mold's own few megabytes are written to in many places, and the
+# kernel splits their huge pages again at the first clone.
+_SIZE_MIN = 16 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def compact() -> int:
-    """Collapse this process's private memory into huge pages, if there is much of it; return how many bytes the kernel took.
+    """Collapse this process's private memory into huge pages, unless the memory is small.
 
-    A kernel that cannot, or has none to give, leaves everything as it is, and clones only cost more.
+    Return how many bytes the kernel has collapsed. A kernel that lacks the call, or has no huge
+    page free, leaves the memory unchanged.
     """
-    ranges = list(_anonymous())
-    if sum(end - start for start, end in ranges) < _WORTH_IT:
+    ranges = list(_anonymous_areas())
+    if sum(end - start for start, end in ranges) < _SIZE_MIN:
         return 0
-    taken = 0
+    collapsed = 0
     for start, end in ranges:
-        for at in range(-(-start // _HUGE) * _HUGE, end // _HUGE * _HUGE, _HUGE):
-            if _libc.madvise(at, _HUGE, _MADV_COLLAPSE) == 0:
-                taken += _HUGE
-    return taken
+        for at in range(-(-start // _HUGE_PAGE) * _HUGE_PAGE, end // _HUGE_PAGE * _HUGE_PAGE, _HUGE_PAGE):
+            if _libc.madvise(at, _HUGE_PAGE, _MADV_COLLAPSE) == 0:
+                collapsed += _HUGE_PAGE
+    return collapsed
 
 
-def _anonymous() -> Iterator[tuple[int, int]]:
-    """Yield where the private memory lies that belongs to no file (proc(5), maps)."""
+def _anonymous_areas() -> Iterator[tuple[int, int]]:
+    """Yield begin and end of each private area that belongs to no file (proc(5), maps)."""
     with open("/proc/self/maps", "rb") as maps:
         for line in maps:
             place, permissions, _, _, inode, *name = line.split()

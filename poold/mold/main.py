@@ -1,7 +1,11 @@
-"""A mold's life: become the user, import the handler, then clone a worker for each order until the channel ends.
+"""The life of a mold: become the user, import the handler, clone a worker for each order.
 
-Started by the master as a fresh interpreter with `NAME=NUMBER` arguments, one for each descriptor it inherits: `channel`, `settings`
-(a memory file with the JSON text of what it needs) and `phase` (see `poold.pages`). A master of an older version gives `activity` too.
+The master starts a mold as a fresh interpreter. The arguments have the form `NAME=NUMBER`, one for
+each descriptor that the mold inherits. `channel` is the mold's end of the channel to the master.
+`settings` is a memory file with the settings as JSON. `phase` is the phase page (`poold.pages`). A
+master of an older version passes `activity` as well.
+
+The mold ends when the master closes the channel.
 """
 
 from __future__ import annotations
@@ -22,40 +26,42 @@ from poold.mold.orders import work_off
 from poold.pages import PhaseView
 from poold.title import set_title
 from poold.worker import adapters
-from poold.worker.main import Worker, nothing
+from poold.worker.main import Worker, do_nothing
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
     from typing import Any
 
 SETTINGS_MAX = 16 << 20
 
 
 class Mold:
-    """What workers are cloned from, once the handler is loaded."""
+    """The mold: loads the handler, then clones a worker for each order."""
 
-    def __init__(self, end: channel.Wire, settings: dict[str, Any], fds: dict[str, int]) -> None:
-        self._end = end
+    def __init__(self, wire: channel.Wire, settings: dict[str, Any], fds: dict[str, int]) -> None:
+        self._wire = wire
         self._settings = settings
-        # Not said by an older master, whose upgrade this is.
-        master = settings.get("master", os.getppid())
-        self.worker = Worker(master=master, mold=end.fileno(), phase=PhaseView(fds["phase"]), settings=settings)
+        # A master of an older version does not send its pid.
+        master_pid = settings.get("master", os.getppid())
+        self.worker = Worker(master_pid=master_pid, mold_fd=wire.fileno(), phase=PhaseView(fds["phase"]), settings=settings)
         for name in ("phase", "activity"):
             if name in fds:
                 os.close(fds[name])
-        self.alone = False
+        self.uses_clone = False
 
     def prepare(self) -> int:
-        """Become the user and load the handler; return the number of threads. Whatever is raised says why there can be no worker."""
-        # What is used before the first clone only is loaded now, after what each clone uses: that lies together, on a tenth fewer pages.
+        """Become the user and load the handler. Return the number of threads. Raises any error."""
+        # Each clone writes to code that is loaded earlier. These modules run only in the mold and
+        # are loaded last, so that the pages which a clone writes to lie together.
         from poold.mold.compact import compact
         from poold.mold.warmup import RUNS, warm_up
 
         settings, worker = self._settings, self.worker
-        # The master raised its own limit (getrlimit(2)); programs that use select() rely on a low one.
+        # The master has raised its own limit (getrlimit(2)). A program with select(2) needs a low
+        # one.
         resource.setrlimit(resource.RLIMIT_NOFILE, tuple(settings["nofile"]))
         become_user(settings)
-        sandbox.vanish_with(worker.master)
+        sandbox.vanish_with(worker.master_pid)
         for name in settings["own_variables"]:
             os.environ.pop(name, None)
         os.umask(settings["umask"])
@@ -63,38 +69,43 @@ class Mold:
         sys.path.extend(settings["path"])
         if settings["preload"]:
             worker.handler = adapters.load(settings)
-            # What was printed without the end of its line would be every worker's.
+            # Each worker would inherit, and print, a line that the import has begun.
             stream.flush()
             clone.refuse_company()
-            # The import may have changed what workers would share, and what ends this process with its master.
+            # The import may have changed signal settings that workers would inherit, and the signal
+            # that ends this process with the master.
             signal.set_wakeup_fd(-1)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            sandbox.vanish_with(worker.master)
-            # The signal of a timer of the import's has its default in a moment, which is the end of this process.
+            sandbox.vanish_with(worker.master_pid)
+            # A timer of the import would end this process, once the loop below has reset its
+            # signal.
             for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
                 signal.setitimer(timer, 0)
-        # A signal that comes to a worker before it has set itself up must do what it does to any process.
+        # A signal that comes before a worker's first act must do what it does to any process.
         for number in altered_dispositions():
-            signal.signal(number, nothing if number == signal.SIGPIPE else signal.SIG_DFL)
+            signal.signal(number, do_nothing if number == signal.SIGPIPE else signal.SIG_DFL)
         warm_up(worker)
         clone.warm_up(RUNS)
-        # A collection in a worker would write to every page it shares with its siblings (gc.freeze's documentation).
+        # A collection in a worker would write to every page shared with the mold (gc.freeze).
         gc.collect()
         gc.freeze()
         gc.disable()
         compact()
         threads = clone.threads()
-        self.alone = threads == 1 and clone.CLONE_WORKS
+        self.uses_clone = threads == 1 and clone.CLONE_WORKS
         return threads
 
     def run(self) -> None:
-        """Clone until the master closes the channel."""
-        clone_worker = clone.clone_worker if self.alone else partial(clone.fork_worker, self.worker.master)
-        work_off(self._end, clone_worker, self.worker)
+        """Clone a worker for each order until the master closes the channel."""
+        clone_worker = clone.clone_worker if self.uses_clone else partial(clone.fork_worker, self.worker.master_pid)
+        work_off(self._wire, clone_worker, self.worker)
 
 
 def become_user(settings: dict[str, Any]) -> None:
-    """Be the user, and have the user's variables, where this interpreter was not started like that (`poold.master.children.spawn`)."""
+    """Become the user and take the user's variables, where the master has not done so already.
+
+    `poold.master.children.spawn` says in which cases the master starts a mold with its own rights.
+    """
     if sandbox.become_identity(settings["identity"]) and "variables" in settings:
         os.environ.clear()
         os.environ.update(settings["variables"])
@@ -102,7 +113,7 @@ def become_user(settings: dict[str, Any]) -> None:
 
 
 def altered_dispositions() -> tuple[int, ...]:
-    """Return the signals that the handler's import has caught or ignored, by the kernel's word (proc(5), SigIgn, SigCgt)."""
+    """Return the signals that this process catches or ignores (proc(5), SigIgn and SigCgt)."""
     mask = 0
     with open("/proc/self/status", "rb") as status:
         for line in status:
@@ -111,50 +122,52 @@ def altered_dispositions() -> tuple[int, ...]:
     return tuple(number for number in signal.valid_signals() if mask >> (number - 1) & 1)
 
 
-def _settings(fd: int) -> dict[str, Any]:
+def _read_settings(fd: int) -> dict[str, Any]:
     with open(fd, "rb") as file:
         settings: dict[str, Any] = json.loads(file.read(SETTINGS_MAX))
     return settings
 
 
 def main() -> None:
-    """Run a mold to its end; the exit status says nothing that the channel has not said."""
+    """Run a mold to its end. The master learns of a failure by the channel, not by the status."""
     sandbox.hide()
     fds = arguments.read(sys.argv[1:])
-    # Python ignores SIGPIPE and SIGXFSZ and catches SIGINT; workers start with every disposition at its default. But a mold does not die of
-    # what it says or the handler's import prints, should nobody read that: a worker takes this one back as its first act.
-    signal.signal(signal.SIGPIPE, nothing)
+    # Python ignores SIGPIPE and SIGXFSZ and catches SIGINT. Workers start with the default for
+    # every signal. Only SIGPIPE is caught, because the import may print to a pipe without a reader,
+    # and the mold must survive that. A worker's first act sets SIGPIPE back.
+    signal.signal(signal.SIGPIPE, do_nothing)
     for number in (signal.SIGXFSZ, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     clone.reset_internal_signals()
     for fd in fds.values():
         os.set_inheritable(fd, False)
-    end = channel.wire(fds["channel"])
+    wire = channel.wire(fds["channel"])
     set_title("mold")
-    settings = _settings(fds["settings"])
+    settings = _read_settings(fds["settings"])
     stream.install()
-    # A master of another version does not say it, and has no logger.
+    # A master of an older version does not send this field, and has no logger.
     framed = settings.get("log_framed", False)
-    form = "raw" if framed else settings["log_format"]
-    log.configure(format=form, level=settings["log_level"], journal=settings["log_journal"], framed=framed)
-    end.send(channel.mold_report(MoldWord.HELLO, text=__version__))
-    mold = Mold(end, settings, fds)
+    log_format = "raw" if framed else settings["log_format"]
+    log.configure(format=log_format, level=settings["log_level"], journal=settings["log_journal"], framed=framed)
+    wire.send(channel.mold_report(MoldWord.HELLO, text=__version__))
+    mold = Mold(wire, settings, fds)
     try:
         threads = mold.prepare()
-    except BaseException as error:  # user code may raise anything, SystemExit included; the master must hear it
+    except BaseException as error:  # user code may raise anything, SystemExit included
         text = trace(error)
-        end.send(channel.mold_report(MoldWord.FAILED, text=f"{type(error).__name__}: {error}\n{text}"[:TRACEBACK_MAX]))
+        wire.send(channel.mold_report(MoldWord.FAILED, text=f"{type(error).__name__}: {error}\n{text}"[:TRACEBACK_MAX]))
         sys.exit(1)
-    if mold.alone:
+    if mold.uses_clone:
         from poold.mold.prefault import provide
         from poold.mold.warmup import scout
 
         try:
-            # Called here, because orders will be worked off as deep below: a scout's frames lie where a worker's do.
+            # The scout is called at the depth of the stack at which orders are worked off. The
+            # scout's frames then have the same addresses as a worker's.
             pages = scout(mold.worker)
             if pages is not None:
                 mold.worker.take_pages = provide(pages, partial(scout, mold.worker)) or mold.worker.take_pages
-        except Exception as error:  # whatever it is, it costs time and nobody's session
+        except Exception as error:  # without these pages a session is slower, and served all the same
             log.info("pages_not_prefaulted", reason=f"{type(error).__name__}: {error}")
-    end.send(channel.mold_report(MoldWord.READY, number=threads))
+    wire.send(channel.mold_report(MoldWord.READY, number=threads))
     mold.run()

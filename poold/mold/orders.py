@@ -1,49 +1,49 @@
-"""The mold's work: a worker for each order."""
+"""Works off the master's orders: the mold clones one worker for each."""
 
 from __future__ import annotations
 
 from errno import EAGAIN, EMFILE
 from os import close
-from socket import MSG_NOSIGNAL
 
 from poold.channel import ANSWER_HEAD, MADE, ORDER_SIZE, receive_with
-from poold.worker.main import live
+from poold.plain import MSG_NOSIGNAL
+from poold.worker.main import run_worker
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
     from collections.abc import Callable
 
     from poold.channel import Wire
     from poold.worker.main import Worker
 
-_MSG_NOSIGNAL = int(MSG_NOSIGNAL)
-pack = MADE.pack
+_pack_result = MADE.pack
 
 
-def work_off(end: Wire, clone_worker: Callable[[], int], worker: Worker) -> None:  # noqa: C901 -- for the reason below
-    """Clone a worker for each order until the channel ends. A clone is `worker` from then on, and does not come back.
+def work_off(wire: Wire, clone_worker: Callable[[], int], worker: Worker) -> None:  # noqa: C901 -- for the reason below
+    """Clone a worker for each order until the channel ends. A clone runs `worker` and ends there.
 
-    One function with little in it: every page that it writes to is copied again after each clone.
+    All of this is one short function: the kernel copies each page that the mold writes to again
+    after each clone.
     """
     while True:
-        order, fds = receive_with(end, ORDER_SIZE)
+        order, fds = receive_with(wire, ORDER_SIZE)
         if not order:
             return
-        if len(fds) != worker.given:
-            # What made the kernel drop descriptors.
-            made = -EMFILE
+        if len(fds) != worker.descriptors_per_order:
+            # The kernel drops descriptors where the process is at its limit of open files.
+            result = -EMFILE
         else:
             try:
-                made = clone_worker()
+                result = clone_worker()
             except OSError as error:
-                made = -(error.errno or EAGAIN)
-            if not made:
-                live(worker, order, *fds)
-        if made:
+                result = -(error.errno or EAGAIN)
+            if not result:
+                run_worker(worker, order, *fds)
+        if result:
             for fd in fds:
                 close(fd)
         try:
-            end.send(ANSWER_HEAD + order + pack(made), _MSG_NOSIGNAL)
+            wire.send(ANSWER_HEAD + order + _pack_result(result), MSG_NOSIGNAL)
         except BrokenPipeError:
-            # The master has let go of this mold, or is gone.
+            # The master has closed the channel or is dead.
             return

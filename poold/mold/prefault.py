@@ -1,17 +1,21 @@
-"""Prefaulting: pages that a worker has before it needs them, instead of by two hundred faults when its client is there.
+"""Prefaulting: gives a worker its pages before the worker needs them, without a page fault each.
 
-A clone shares every page with its mold until one of the two writes to it; then there is a fault, and a copy. Two ways around it, both
-for pages of which the mold knows beforehand that they will be written to (`poold.mold.scout`):
+A clone shares every page with the mold until one of the two writes to the page. That write causes a
+page fault, and the kernel copies the page. The mold knows beforehand to which pages a worker will
+write (`poold.mold.scout`). For these pages there are two ways around the fault:
 
-*Pinned pages are copied by the clone itself.* A page that is pinned for input or output must stay its owner's, because a device may be
-writing to it; so a clone gets a copy at once, and neither of the two has a fault later (Linux 5.9, mm/memory.c, copy_present_page).
-What pins pages for as long as one likes is to register them as buffers of an io_uring(7), which is not used for anything else. The
-ring is registered with its thread (Linux 5.18, IORING_REGISTER_RING_FDS), so that no descriptor of it is open, in workers neither.
+*The clone copies pinned pages.* A page that is pinned for input or output must stay with its owner.
+A device may be writing to that page. The kernel therefore copies a pinned page during the clone,
+and neither process has a fault later (Linux 5.9, mm/memory.c, copy_present_page). A page that is
+registered as a buffer of an io_uring(7) stays pinned. This ring is used for nothing else. The ring
+is registered with its thread (Linux 5.18, IORING_REGISTER_RING_FDS), so that mold and workers have
+no descriptor of the ring.
 
-*A worker that nobody waits for yet takes pages itself*, right after the clone (process_madvise(2), Linux 6.14): those of the libraries'
-text that it will read, and what could not be pinned.
+*A spare takes pages itself*, right after the clone, if no client waits for a worker yet
+(process_madvise(2), Linux 6.14). These are the pages of the libraries' text that a worker reads,
+and the pages that could not be pinned.
 
-Where neither is allowed, pages come one by one.
+Where the kernel allows neither, a fault provides each page.
 """
 
 from __future__ import annotations
@@ -25,40 +29,44 @@ from os import close, strerror, sysconf
 from poold.log import log
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
     from collections.abc import Callable, Iterator
 
     Call = tuple[int | bytes | None, ...]
 
-# The same numbers on every architecture: they came after Linux 5.0's unification of system call tables.
+# System calls since Linux 5.1 have one number on every architecture.
 _IO_URING_SETUP, _IO_URING_REGISTER, _PROCESS_MADVISE = 425, 427, 440
 _IORING_REGISTER_BUFFERS, _IORING_UNREGISTER_BUFFERS, _IORING_REGISTER_RING_FDS = 0, 1, 20
 _PARAMS_SIZE = 120
-# struct io_uring_rsrc_update: any index, and the ring.
+# struct io_uring_rsrc_update (io_uring.h): the kernel chooses the index of the ring.
 _RING_FD = struct.Struct("=IIQ")
 _ANY_INDEX = 0xFFFFFFFF
-# The calling process, without a descriptor of it (pidfd_open(2)).
+# The calling process itself, without a descriptor (PIDFD_SELF, linux/pidfd.h).
 _PIDFD_SELF = -10000
 _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23
-PAGE = sysconf("SC_PAGE_SIZE")
+PAGE_SIZE = sysconf("SC_PAGE_SIZE")
 # struct iovec.
 RANGE = struct.Struct("NN")
 _HEAD = struct.Struct("?NN")
-# The kernel takes so many ranges in one call (readv(2), IOV_MAX).
+# The most ranges that the kernel takes in one call (readv(2), IOV_MAX).
 RANGES_MAX = 1024
-# A page that is part of a larger one (a large folio) takes all of it along to the clone: then nothing is gained.
+# Where pages are parts of larger ones (large folios), a clone copies a whole folio for each pinned
+# page. Above this ratio of pages copied to pages needed, the pins are taken back.
 SURPLUS_MAX = 1.25
 
-# PyDLL, because a call that keeps the interpreter's lock touches less, and none of these waits. Memory goes to it as bytes, or as the
-# address of an array: a buffer of ctypes is a new class for each size, and classes leave their marks all over the heap.
+# PyDLL keeps the interpreter's lock during a call. Such a call writes to fewer pages, and none of
+# these calls waits. Memory is passed as bytes or as the address of an array. For a buffer, ctypes
+# makes a new class for each size, and a new class changes many pages of the heap.
 _syscall = ctypes.PyDLL(None, use_errno=True).syscall
 _syscall.restype = ctypes.c_long
 
 
-class Pages:
-    """Ranges of pages, packed as `RANGE`: `read`, and written to: `of_files`, in areas that began as a file's, and `anonymous`.
+class PageRanges:
+    """The pages that a worker uses, as ranges packed by `RANGE`.
 
-    `huge` says that there are huge pages (AnonHugePages, proc(5)).
+    A worker only reads the pages of `read`. A worker writes to the pages of `of_files`, in areas
+    that map a file, and of `anonymous`, in all other areas. `huge` says whether the process has
+    huge pages (AnonHugePages, proc(5)).
     """
 
     __slots__ = ("anonymous", "huge", "of_files", "read")
@@ -68,12 +76,12 @@ class Pages:
         self.huge = False
 
     def packed(self) -> bytes:
-        """Return all of it, for another process."""
+        """Return these ranges as bytes, to be sent to another process."""
         return _HEAD.pack(self.huge, len(self.read), len(self.of_files)) + self.read + self.of_files + self.anonymous
 
     @classmethod
-    def unpacked(cls, data: bytes) -> Pages:
-        """Return what was packed. Raises struct.error."""
+    def unpacked(cls, data: bytes) -> PageRanges:
+        """Return the ranges that `packed` has packed. Raises struct.error."""
         pages = cls()
         huge, read, of_files = _HEAD.unpack_from(data)
         data = data[_HEAD.size :]
@@ -82,13 +90,17 @@ class Pages:
         return pages
 
     def written(self) -> int:
-        """Return how many are written to."""
+        """Return the number of pages that a worker writes to."""
         sizes: list[int] = [size for _, size in RANGE.iter_unpack(self.of_files + self.anonymous)]
-        return sum(sizes) // PAGE
+        return sum(sizes) // PAGE_SIZE
 
 
 def probe() -> None:
-    """Make each of the calls, to no effect: a filter may answer one of them with death (seccomp(2)), and an observer is there for that."""
+    """Make each of this module's system calls once, without an effect.
+
+    A filter of system calls may kill the caller (seccomp(2)). The observer calls this function, and
+    a filter then kills the observer instead of the mold.
+    """
     ring = open_ring()
     if ring >= 0:
         close(ring)
@@ -97,54 +109,59 @@ def probe() -> None:
 
 
 def populates() -> bool:
-    """Say whether this kernel populates the caller's own pages: asked for none, it says whether it would."""
+    """Return whether this kernel can populate pages of the caller, by a call for no page."""
     answer: int = _syscall(_PROCESS_MADVISE, _PIDFD_SELF, None, 0, _MADV_POPULATE_WRITE, None)
     return answer == 0
 
 
 def open_ring() -> int:
-    """Return the descriptor of a new io_uring that stays until its thread ends, whoever closes the descriptor; below 0: there is none."""
+    """Return the descriptor of a new io_uring, or a number below 0 where there can be none.
+
+    The ring stays until this thread ends, even after the descriptor is closed.
+    """
     parameters = array("B", bytes(_PARAMS_SIZE))
     ring: int = _syscall(_IO_URING_SETUP, 1, ctypes.c_void_p(parameters.buffer_info()[0]))
     if ring >= 0:
-        kept = array("B", _RING_FD.pack(_ANY_INDEX, 0, ring))
-        if _syscall(_IO_URING_REGISTER, ring, _IORING_REGISTER_RING_FDS, ctypes.c_void_p(kept.buffer_info()[0]), 1) != 1:
+        registration = array("B", _RING_FD.pack(_ANY_INDEX, 0, ring))
+        if _syscall(_IO_URING_REGISTER, ring, _IORING_REGISTER_RING_FDS, ctypes.c_void_p(registration.buffer_info()[0]), 1) != 1:
             close(ring)
             return -1
     return ring
 
 
-def provide(pages: Pages, look_again: Callable[[], Pages | None]) -> Callable[[], object] | None:
-    """Pin what can be pinned, for as long as this process lives; return what takes the rest in a worker, or None.
+def provide(pages: PageRanges, measure_again: Callable[[], PageRanges | None]) -> Callable[[], object] | None:
+    """Pin these pages for the rest of this process's life, as far as the kernel allows.
 
-    `look_again` says which pages a worker has by then.
+    Return a function that takes the other pages in a worker, or None where there is none to take.
+    `measure_again` returns the pages that a worker has with the pins.
     """
     of_files, anonymous = pages.of_files, pages.anonymous
-    # Until Linux 6.5 what began as a file's cannot be pinned (io_uring_register(2)).
+    # Until Linux 6.5 pages of an area that maps a file cannot be pinned (io_uring_register(2)). A
+    # huge page is never pinned: each clone would copy the whole huge page.
     choices = [(of_files, anonymous)] if pages.huge else [(anonymous + of_files, b""), (anonymous, of_files)]
-    left = anonymous + of_files
+    rest = anonymous + of_files
     ring = open_ring()
     if ring < 0:
         log.info("pages_not_prefaulted", reason=f"io_uring: {strerror(ctypes.get_errno())}")
     else:
         try:
-            left = next((left for pinned, left in choices if _pin(ring, pinned, pages.written(), look_again)), left)
+            rest = next((rest for pinned, rest in choices if _pin(ring, pinned, pages.written(), measure_again)), rest)
         finally:
             close(ring)
-    calls = [*_call(pages.read, _MADV_POPULATE_READ), *_call(left, _MADV_POPULATE_WRITE)] if populates() else []
-    return partial(_take, calls) if calls else None
+    calls = [*_populate_call(pages.read, _MADV_POPULATE_READ), *_populate_call(rest, _MADV_POPULATE_WRITE)] if populates() else []
+    return partial(_make_calls, calls) if calls else None
 
 
-def _take(calls: list[Call]) -> None:
-    """Make these system calls. One that fails takes nothing, and what it would have taken comes by faults."""
+def _make_calls(calls: list[Call]) -> None:
+    """Make these system calls. Where a call fails, a fault provides each of its pages later."""
     for call in calls:
         _syscall(*call)
 
 
-def _pin(ring: int, ranges: bytes, written: int, look_again: Callable[[], Pages | None]) -> bool:
-    """Pin these ranges, and say whether they are, and workers have hardly more than the pages that they write to.
+def _pin(ring: int, ranges: bytes, written: int, measure_again: Callable[[], PageRanges | None]) -> bool:
+    """Pin these ranges, and unpin them where a worker then gets too many pages.
 
-    It may be more than may be locked (RLIMIT_MEMLOCK).
+    Return whether the ranges are pinned. The kernel refuses more than RLIMIT_MEMLOCK allows.
     """
     count = len(ranges) // RANGE.size
     if not 0 < count <= RANGES_MAX:
@@ -152,19 +169,19 @@ def _pin(ring: int, ranges: bytes, written: int, look_again: Callable[[], Pages 
     if _syscall(_IO_URING_REGISTER, ring, _IORING_REGISTER_BUFFERS, ranges, count) != 0:
         log.info("pages_not_prefaulted", reason=f"io_uring_register: {strerror(ctypes.get_errno())}")
         return False
-    proved = False
+    worthwhile = False
     try:
-        found = look_again()
-        proved = found is not None and found.written() <= written * SURPLUS_MAX
-        if found is not None and not proved:
-            log.info("pages_not_prefaulted", reason=f"a worker has {found.written()} pages, and needs {written}")
+        measured = measure_again()
+        worthwhile = measured is not None and measured.written() <= written * SURPLUS_MAX
+        if measured is not None and not worthwhile:
+            log.info("pages_not_prefaulted", reason=f"a worker has {measured.written()} pages, and needs {written}")
     finally:
-        if not proved:
+        if not worthwhile:
             _syscall(_IO_URING_REGISTER, ring, _IORING_UNREGISTER_BUFFERS, None, 0)
-    return proved
+    return worthwhile
 
 
-def _call(ranges: bytes, advice: int) -> Iterator[Call]:
+def _populate_call(ranges: bytes, advice: int) -> Iterator[Call]:
     count = min(len(ranges) // RANGE.size, RANGES_MAX)
     if count:
         yield _PROCESS_MADVISE, _PIDFD_SELF, ranges, count, advice, None

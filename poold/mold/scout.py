@@ -1,11 +1,15 @@
-"""Which of the mold's pages a worker uses on its way to the handler, found out by two clones.
+"""Finds out, with two clones, to which of the mold's pages a worker writes before its handler runs.
 
-They are always the same: objects lie where they lie. A *scout* lives a worker's life until the handler has the word, and stays there. An
-*observer*, cloned before it, is its master and its client, and looks at its pages from outside (proc(5), pagemap): those that are mapped
-by the scout alone are what it has written to. Looking writes to pages as well, but to the observer's own; and the mold, for which the
-scout is a vfork(2), stands still until both have gone.
+These pages are the same in each worker, because the clones of one mold have their objects at the
+same addresses. The *scout* is a clone that lives a worker's life up to the handler and waits there.
+The *observer* is cloned before the scout and stands in for the scout's master and client. The
+observer reads from outside which pages the scout has mapped (proc(5), pagemap). A page that only
+the scout has mapped is one that the scout has written to.
 
-What becomes of these pages: `poold.mold.prefault`.
+This reading changes pages of the observer, not of the scout. The scout is a vfork(2) of the mold:
+the mold stands still until the scout has ended.
+
+`poold.mold.prefault` uses the result.
 """
 
 from __future__ import annotations
@@ -17,71 +21,78 @@ from os import _exit as leave
 
 from poold.channel import Word, receive_report
 from poold.log import log
-from poold.mold.prefault import PAGE, RANGE, Pages, probe
+from poold.mold.prefault import PAGE_SIZE, RANGE, PageRanges, probe
 from poold.sandbox import be_seen, vanish_with
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
     from collections.abc import Iterable, Iterator, Sequence
     from typing import NoReturn
 
     from poold.channel import Wire
     from poold.connection import Connection
 
-# In memory; and mapped by this process alone.
+# Bits of a pagemap entry (proc(5)): in memory, and mapped by one process only.
 _PRESENT = 1 << 63
 _OWN = _PRESENT | 1 << 56
-_ENTRY = 8
-# Pages that the kernel maps around one that is only read (fault_around_bytes, 64 kB by default).
-_AROUND = max(1, (64 << 10) // PAGE)
-# A larger area is a reservation, and not looked at: there are eight bytes of pagemap for each of its pages.
+_ENTRY_SIZE = 8
+# At a fault for reading, the kernel maps the pages around as well (fault_around_bytes, 64 kB by
+# default).
+_BLOCK_PAGES = max(1, (64 << 10) // PAGE_SIZE)
+# A larger area is a mere reservation of addresses. The observer leaves such an area out, because
+# pagemap has eight bytes for each page.
 _AREA_MAX = 4 << 30
-# How long the scout may be silent; and how often the observer looks whether it waits yet.
-_PATIENCE = 2.0
-_TICK = 0.0002
+# Seconds for which the observer waits for each of the scout's reports, and seconds between two
+# looks at the scout's state.
+_REPORT_SECONDS = 2.0
+_LOOK_PAUSE = 0.0002
 
 
-def stay(channel: int, connection: Connection) -> None:
-    """Be the scout's handler: let the observer look, and do what every handler does first, until it has seen enough.
+def wait_for_observer(channel_fd: int, connection: Connection) -> None:
+    """Be the scout's handler: let the observer look, and receive, as every handler does first.
 
-    Nothing of the mold's is left open by then, `channel` neither: who may look could also take what there is.
+    The call returns when the observer ends. No descriptor of the mold's is open by then, and this
+    function closes `channel_fd`, the last of them. A process that may look into the scout could
+    also take the scout's descriptors.
     """
-    os.close(channel)
+    os.close(channel_fd)
     be_seen()
     connection.socket.recv(1)
 
 
-def observe(scout: Wire, report: int, mold: int, maps: int) -> NoReturn:
-    """Be the observer. `scout` is the master's end of the scout's channel, `report` where its pages are written to.
+def observe(scout: Wire, report_fd: int, mold_pid: int, maps_fd: int) -> NoReturn:
+    """Be the observer: write the scout's pages to `report_fd` and exit.
 
-    `maps` says what the mold has mapped (proc(5)): the scout may have more. The report is complete if this process ends with 0.
+    `scout` is the master's end of the scout's channel. `maps_fd` lists the areas of the mold
+    (proc(5), maps). Areas that only the scout has are left out. With exit status 0 the report is
+    complete.
     """
     status = 1
     try:
-        vanish_with(mold)
-        # A filter may answer one of these with death (seccomp(2)): better here than in the mold.
+        vanish_with(mold_pid)
+        # A filter of system calls may kill the caller (seccomp(2)): the observer, not the mold.
         probe()
-        pages = _pages(_waiting_scout(scout), maps).packed()
-        status = int(os.write(report, pages) != len(pages))
-    except Exception as error:  # whatever it is, workers take their pages one by one then
+        pages = _read_pages(_await_scout(scout), maps_fd).packed()
+        status = int(os.write(report_fd, pages) != len(pages))
+    except Exception as error:  # without the report, faults provide the workers' pages
         log.info("pages_not_prefaulted", reason=f"{type(error).__name__}: {error}")
     finally:
         leave(status)
 
 
-def _waiting_scout(end: Wire) -> int:
-    """Return the scout's pid, once it waits for its client. Raises EOFError, OSError."""
-    end.settimeout(_PATIENCE)
-    pid, said = 0, None
-    while said != Word.ACK:
-        report = receive_report(end)
+def _await_scout(wire: Wire) -> int:
+    """Return the scout's pid, once the scout waits for its client. Raises EOFError, OSError."""
+    wire.settimeout(_REPORT_SECONDS)
+    pid, word = 0, None
+    while word != Word.ACK:
+        report = receive_report(wire)
         if report is None:
             raise EOFError("the scout has gone")
-        pid, said = report.pid, report.word
-    for _ in range(int(_PATIENCE / _TICK)):
+        pid, word = report.pid, report.word
+    for _ in range(int(_REPORT_SECONDS / _LOOK_PAUSE)):
         if _state(pid) == b"S":
             return pid
-        time.sleep(_TICK)  # nobody is told that another process has begun to wait
+        time.sleep(_LOOK_PAUSE)  # no call reports that another process has begun to wait
     raise TimeoutError("the scout does not wait for its client")
 
 
@@ -90,34 +101,35 @@ def _state(pid: int) -> bytes:
         with open(f"/proc/{pid}/stat", "rb") as stat:
             return stat.read().rpartition(b")")[2].split(None, 1)[0]
     except FileNotFoundError:
-        # Where /proc hides what one may not look into (proc(5), hidepid), the scout is not there until it lets itself be seen.
+        # With hidepid (proc(5)), /proc shows the scout only after the scout has allowed this.
         return b""
 
 
-def _pages(pid: int, maps: int) -> Pages:
-    """Return the pages that a process uses, of those in these areas. Raises OSError."""
-    pages = Pages()
-    with open(maps, "rb") as lines, open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+def _read_pages(pid: int, maps_fd: int) -> PageRanges:
+    """Return the pages that a process uses in the areas that `maps_fd` lists. Raises OSError."""
+    pages = PageRanges()
+    with open(maps_fd, "rb") as lines, open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
         for start, end, writable, of_file in _areas(lines):
             if end - start > _AREA_MAX:
                 continue
-            pagemap.seek(start // PAGE * _ENTRY)
-            entries = array("Q", pagemap.read((end - start) // PAGE * _ENTRY))
+            pagemap.seek(start // PAGE_SIZE * _ENTRY_SIZE)
+            entries = array("Q", pagemap.read((end - start) // PAGE_SIZE * _ENTRY_SIZE))
             if not writable:
-                pages.read += _windows(entries, start)
+                pages.read += _block_ranges(entries, start)
             elif of_file:
-                pages.of_files += _runs(entries, start)
+                pages.of_files += _own_ranges(entries, start)
             else:
-                pages.anonymous += _runs(entries, start)
+                pages.anonymous += _own_ranges(entries, start)
     with open(f"/proc/{pid}/smaps_rollup", "rb") as rollup:
         pages.huge = any(line.startswith(b"AnonHugePages:") and int(line.split()[1]) for line in rollup)
     return pages
 
 
 def _areas(maps: Iterable[bytes]) -> Iterator[tuple[int, int, bool, bool]]:
-    """Yield begin and end of each private area, whether it may be written to, and whether it began as a file's (proc(5), maps).
+    """Yield begin and end of each private area, whether it is writable and whether it maps a file.
 
-    Not the kernel's own, [vvar] and [vdso]: they cannot be populated, and a call ends at the first range that cannot.
+    The format is that of maps (proc(5)). The kernel's own areas [vvar] and [vdso] are left out.
+    They cannot be populated, and process_madvise(2) stops at the first range that cannot.
     """
     for line in maps:
         place, permissions, _, _, inode, *_ = line.split(None, 5)
@@ -126,22 +138,25 @@ def _areas(maps: Iterable[bytes]) -> Iterator[tuple[int, int, bool, bool]]:
             yield int(start, 16), int(end, 16), permissions[1:2] == b"w", inode != b"0"
 
 
-def _runs(entries: Sequence[int], start: int) -> bytes:
-    """Return the ranges of the pages that are the process's own, neighbours together."""
+def _own_ranges(entries: Sequence[int], start: int) -> bytes:
+    """Return the pages that only this process has mapped, adjacent pages as one range."""
     own = [number for number, entry in enumerate(entries) if entry & _OWN == _OWN]
     ranges = b""
     while own:
         length = next((n for n, number in enumerate(own) if number != own[0] + n), len(own))
-        ranges += RANGE.pack(start + own[0] * PAGE, length * PAGE)
+        ranges += RANGE.pack(start + own[0] * PAGE_SIZE, length * PAGE_SIZE)
         del own[:length]
     return ranges
 
 
-def _windows(entries: Sequence[int], start: int) -> bytes:
-    """Return one page of each neighbourhood that is in memory: a fault for one page maps what is there around it (fault_around_bytes)."""
+def _block_ranges(entries: Sequence[int], start: int) -> bytes:
+    """Return one page for each block of pages that is in memory.
+
+    A fault for this one page also maps the other pages of the block (fault_around_bytes).
+    """
     ranges, last = b"", -1
-    for number, entry in enumerate(entries, start // PAGE):
-        if entry & _PRESENT and number // _AROUND != last:
-            last = number // _AROUND
-            ranges += RANGE.pack(number * PAGE, PAGE)
+    for number, entry in enumerate(entries, start // PAGE_SIZE):
+        if entry & _PRESENT and number // _BLOCK_PAGES != last:
+            last = number // _BLOCK_PAGES
+            ranges += RANGE.pack(number * PAGE_SIZE, PAGE_SIZE)
     return ranges

@@ -1,8 +1,9 @@
-"""A worker's life, played through in the mold, where it costs once what it would cost in every worker.
+"""Runs a worker's code in the mold, so that workers need not pay for the first runs of this code.
 
-The interpreter writes while it runs code for the first times: counters and inline caches beside the code (PEP 659), version tags
-and the cache of types, and the objects it makes settle in pools of memory. In a worker each such write copies a page of the mold's.
-What has been run before the clone is written before it.
+The interpreter writes to memory while it runs code for the first few times. The writes go to
+counters and inline caches beside the code (PEP 659), and to version tags and the cache of types.
+New objects settle in pools of memory. In a worker each of these writes makes the kernel copy a page
+of the mold's. The warm-up makes these writes before the first clone.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ from poold import channel
 from poold.channel import Assignment
 from poold.mold.clone import OBSERVER_ARGUMENTS, SCOUT_ARGUMENTS, clone_worker, ended_well
 from poold.mold.orders import work_off
-from poold.mold.prefault import Pages
-from poold.mold.scout import observe, stay
+from poold.mold.prefault import PageRanges
+from poold.mold.scout import observe, wait_for_observer
 from poold.sandbox import vanish_with
 from poold.title import set_title
-from poold.worker.main import nothing
+from poold.worker.main import do_nothing
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
     from poold.connection import Connection
     from poold.worker.main import Worker
 
-# Code is specialized after 8 to 16 runs (CPython 3.11 to 3.13).
+# CPython 3.11 to 3.13 specialize code after 8 to 16 runs.
 RUNS = 20
-# What a stage changes of a worker, and gives back.
-KEPT = ("handler", "leave", "master", "mold", "ready", "reset", "setsid", "take_pages")
+# The attributes of a worker that an `Isolation` changes and sets back.
+KEPT = ("exit_process", "handler", "master_pid", "mold_fd", "ready_at_birth", "setsid", "spare_sigpipe", "take_pages")
 
 
-class Stage:
-    """Puts a worker where nothing it does has an effect, and takes it back; a context manager."""
+class Isolation:
+    """A context manager: within it, a worker's run has no lasting effect on the mold."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -45,107 +46,110 @@ class Stage:
 
     def __enter__(self) -> None:
         worker = self._worker
-        worker.handler, worker.ready, worker.setsid, worker.leave = _serve, True, _nothing, _stay
-        worker.reset = nothing
+        worker.handler, worker.ready_at_birth, worker.setsid, worker.exit_process = _serve_nothing, True, _skip_setsid, _skip_exit
+        worker.spare_sigpipe = do_nothing
 
     def __exit__(self, *exception: object) -> None:
         for name, value in self._kept.items():
             setattr(self._worker, name, value)
         signal.signal(signal.SIGPIPE, self._pipe_signal)
-        # A worker asks for something gentler than its mold.
-        vanish_with(self._worker.master)
+        # The run has asked for SIGTERM at the master's death. A mold asks for SIGKILL.
+        vanish_with(self._worker.master_pid)
         if not self._collecting:
             gc.disable()
         set_title("mold")
 
 
-class Scene:
-    """One life, with everything in it that a worker will ask for, and then the end of each channel."""
+class Counterparts:
+    """Mold, master and client of one run: an order, a connection, then the end of each channel."""
 
     def __init__(self, worker: Worker, number: int) -> None:
         self.to_mold, self.mold = channel.pair()
-        self.to_worker, self.theirs = channel.pair()
+        self.to_worker, self.worker_end = channel.pair()
         self.near, self.far = socket.socketpair()
-        worker.mold = os.dup(self.mold.fileno())
+        worker.mold_fd = os.dup(self.mold.fileno())
         self.page = os.memfd_create("poold-page")
-        channel.send_order(self.to_mold, channel.order(0, number, ahead=True), self.theirs.fileno(), self.page)
+        channel.send_order(self.to_mold, channel.order(0, number, ahead=True), self.worker_end.fileno(), self.page)
         self.to_mold.shutdown(socket.SHUT_WR)
         assignment = Assignment(session=number, family=socket.AF_INET, host="127.0.0.1", port=number, flow=0, scope=0, listener="warm-up")
         channel.send_with(self.to_worker, assignment.pack(), self.near.fileno())
         self.to_worker.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Clear up."""
-        for end in (self.to_mold, self.mold, self.to_worker, self.theirs, self.near, self.far):
+        """Close all descriptors."""
+        for end in (self.to_mold, self.mold, self.to_worker, self.worker_end, self.near, self.far):
             end.close()
         os.close(self.page)
 
 
 def warm_up(worker: Worker) -> None:
-    """Serve connections to nobody, with a handler that does nothing; worker and process are afterwards as they were."""
+    """Run the worker on connections without a client, and leave worker and process unchanged."""
     if worker.command is not None:
         return
-    with Stage(worker):
+    with Isolation(worker):
         for number in range(1, RUNS + 1):
-            scene = Scene(worker, number)
-            work_off(scene.mold, _be_cloned, worker)
-            worker.hang_up()
-            scene.close()
+            counterparts = Counterparts(worker, number)
+            work_off(counterparts.mold, _pretend_clone, worker)
+            worker.close_descriptors()
+            counterparts.close()
 
 
-def scout(worker: Worker) -> Pages | None:
-    """Return the pages that a worker needs; None where it cannot be found out, and workers take them one by one. Raises OSError.
+def scout(worker: Worker) -> PageRanges | None:
+    """Return the pages that a worker needs, or None if scout or observer have failed.
 
-    To be called with one thread only, and after everything that changes this process's memory.
+    The process must have one thread only. The call comes after everything that changes the memory
+    of this process. Raises OSError.
     """
     if worker.command is not None:
         return None
-    maps = os.open("/proc/self/maps", os.O_RDONLY)
+    maps_fd = os.open("/proc/self/maps", os.O_RDONLY)
     try:
-        report = os.memfd_create("poold-pages")
+        report_fd = os.memfd_create("poold-pages")
     except OSError:
-        os.close(maps)
+        os.close(maps_fd)
         raise
-    handler = partial(stay, worker.mold)
+    handler = partial(wait_for_observer, worker.mold_fd)
     try:
-        with Stage(worker):
-            scene = Scene(worker, RUNS + 1)
-            dup = worker.mold
-            worker.master, worker.handler, worker.leave = os.getpid(), handler, os._exit
+        with Isolation(worker):
+            counterparts = Counterparts(worker, RUNS + 1)
+            dup = worker.mold_fd
+            worker.master_pid, worker.handler, worker.exit_process = os.getpid(), handler, os._exit
             try:
                 observer = clone_worker(OBSERVER_ARGUMENTS)
-                # The scout alone is to have this; then the observer hears of its end.
-                scene.theirs.close()
+                # With this end closed here, only the scout holds it. The observer then learns of
+                # the scout's end.
+                counterparts.worker_end.close()
                 if not observer:
-                    observe(scene.to_worker, report, worker.master, maps)
-                # The observer alone is the scout's master and client: when it ends, the scout does.
-                scene.to_worker.close()
-                scene.far.close()
-                work_off(scene.mold, partial(clone_worker, SCOUT_ARGUMENTS), worker)
-                answered = channel.receive_mold_report(scene.to_mold)
+                    observe(counterparts.to_worker, report_fd, worker.master_pid, maps_fd)
+                # With these ends closed here, only the observer holds them. When the observer ends,
+                # the scout ends.
+                counterparts.to_worker.close()
+                counterparts.far.close()
+                work_off(counterparts.mold, partial(clone_worker, SCOUT_ARGUMENTS), worker)
+                mold_report = channel.receive_mold_report(counterparts.to_mold)
             finally:
                 os.close(dup)
-                scene.close()
-        found = ended_well(observer)
-        if answered is not None and answered.answer[2]:
-            found = ended_well(answered.answer[2]) and found
-        return Pages.unpacked(os.pread(report, os.fstat(report).st_size, 0)) if found else None
+                counterparts.close()
+        complete = ended_well(observer)
+        if mold_report is not None and mold_report.answer[2]:
+            complete = ended_well(mold_report.answer[2]) and complete
+        return PageRanges.unpacked(os.pread(report_fd, os.fstat(report_fd).st_size, 0)) if complete else None
     finally:
-        os.close(maps)
-        os.close(report)
+        os.close(maps_fd)
+        os.close(report_fd)
 
 
-def _be_cloned() -> int:
+def _pretend_clone() -> int:
     return 0
 
 
-def _serve(connection: Connection) -> None:
-    """Do nothing with a connection."""
+def _serve_nothing(connection: Connection) -> None:
+    """Stand in for the handler."""
 
 
-def _nothing() -> None:
-    """Do not lead a session: the mold does already, and may not do it twice (setsid(2))."""
+def _skip_setsid() -> None:
+    """Stand in for setsid(2), which fails in the mold: the mold leads a session already."""
 
 
-def _stay(code: int) -> None:
-    """Do not end."""
+def _skip_exit(code: int) -> None:
+    """Stand in for os._exit."""

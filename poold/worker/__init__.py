@@ -1,6 +1,9 @@
-"""The worker: the process that serves a connection.
+"""The worker: the process that serves connections.
 
-It is born idle as a clone of the mold, waits on its channel for a connection, serves it and exits; it never goes back to
-accept. It may assume that privileges are dropped, that no signal is blocked and that none of the master's descriptors exist
-here. It is the only process that reads a client's bytes, and it never imports anything of `poold.master`.
+The mold clones each worker. The worker waits on its channel for a connection, serves the connection
+and exits. A worker never accepts a connection.
+
+When a worker begins, its privileges are dropped, no signal is blocked, and no descriptor of the
+master's is open. Only a worker reads the bytes of a client. A worker imports nothing of
+`poold.master`.
 """

@@ -1,10 +1,11 @@
-"""A worker's life: born, ready, handed a connection, serve, exit.
+"""The life of a worker: be cloned, report READY, wait for a connection, serve the connection, exit.
 
-What the flowchart of a concurrent server asks of a child is here: it holds no listening socket (a mold never had one), serves,
-closes the accepted socket and exits, and never goes back to accept. It leaves by os._exit alone, behind one barrier, so that
-neither an exception nor an exit handler of the mold's ever runs in it.
+A worker holds no listening socket, because a mold never has one. A worker never accepts, and ends
+by os._exit alone. One barrier catches every exception, so that the mold's code and the mold's exit
+handlers never run in a worker.
 
-Descriptors while serving: 0, 1, 2, the connection and its activity page; with `connections_per_child` other than 1 also the channel.
+Descriptors of a serving worker: 0, 1, 2, the connection, and the memory file of the activity page.
+With `connections_per_child` other than 1 the channel is open as well.
 """
 
 from __future__ import annotations
@@ -13,90 +14,87 @@ import errno
 import gc
 import os
 import signal
-import socket
 import sys
 import time
-from _signal import SIG_DFL  # type: ignore[import-not-found] # no stubs; the module signal makes enumerations of everything
+from _signal import SIG_DFL  # type: ignore[import-not-found] # no stubs; `signal` makes enumerations of these
 from _signal import signal as set_disposition
 from gc import enable as collect_garbage
 from os import close
-from socket import socket as Socket  # noqa: N812 -- as a name of its own: a module on the way would be another page to copy
+from socket import socket as Socket  # noqa: N812 -- an attribute of the module would be another page to copy
 
 from poold import __version__, channel
 from poold.address import Endpoint
-from poold.channel import Outcome, Wire, Word, read_assignment, read_order, receive_with, report
+from poold.channel import Wire, Word, read_assignment, read_order, receive_with, report
 from poold.connection import Connection
 from poold.log import log, trace
 from poold.pages import Activity
+from poold.plain import ACK, AF_INET, AF_UNIX, CLIENT_GONE, DONE, EXIT, MSG_NOSIGNAL, NACK, OK, SIGPIPE, SOCK_SEQPACKET, SOCK_STREAM
 from poold.sandbox import die_with
 from poold.stream import flush
 from poold.title import show, titled
 from poold.worker import adapters
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
     from collections.abc import Callable, Mapping
     from typing import Any, NoReturn
 
     from poold.pages import PhaseView
 
-# Room for an address and the longest name of a listener; up to 512 bytes the interpreter has the memory at hand.
+# The bytes of an assignment: an address and the longest name of a listener. For at most 512 bytes
+# the interpreter takes the memory from its own pools.
 ASSIGNMENT_MAX = 448
 
-# As plain numbers: looking an enumeration's member up, and converting it, touches several pages.
-_SIGPIPE = int(signal.SIGPIPE)
-_AF_UNIX, _AF_INET = int(socket.AF_UNIX), int(socket.AF_INET)
-_SOCK_STREAM, _SOCK_SEQPACKET = int(socket.SOCK_STREAM), int(socket.SOCK_SEQPACKET)
-_MSG_NOSIGNAL = int(socket.MSG_NOSIGNAL)
-_ACK, _NACK, _DONE = int(Word.ACK), int(Word.NACK), int(Word.DONE)
-_OK, _EXIT, _CLIENT_GONE = int(Outcome.OK), int(Outcome.EXIT), int(Outcome.CLIENT_GONE)
-_SPARE = titled("spare")
+_SPARE_TITLE = titled("spare")
 
 
-def live(worker: Worker, order: bytes, fd: int, page: int = -1) -> None:
-    """Be the worker of this order until the end of the process; `fd` is its end of the channel to the master, `page` its activity page.
+def run_worker(worker: Worker, order: bytes, channel_fd: int, page_fd: int = -1) -> None:
+    """Be the worker of this order until the process ends. The mold calls this in the clone.
 
-    To be called in the clone.
+    `channel_fd` is the worker's end of the channel to the master. `page_fd` is the memory file of
+    the activity page.
     """
     code = 70
     try:
-        worker.page = page
-        code = worker.live(order, fd)
+        worker.page_fd = page_fd
+        code = worker.run(order, channel_fd)
     except SystemExit as leaving:
         code = _exit_code(leaving)
     except BaseException as error:
-        # Nothing may climb out of the clone into the mold's code. poold's own fault: the channel ends before READY or ACK,
-        # and the master acts on that, not on this exit status.
-        set_disposition(_SIGPIPE, nothing)
+        # The mold's code must not go on in the clone. This is a fault of poold's own. The master
+        # acts on the channel's end before READY or ACK, not on this exit status.
+        set_disposition(SIGPIPE, do_nothing)
         log.error("worker_failed", error=type(error).__name__, traceback=trace(error))
     finally:
-        _leave(worker.leave, code)
+        _end_process(worker.exit_process, code)
 
 
-def _leave(leave: Callable[[int], object], code: int) -> None:
-    """End this process, whatever a handler has left behind: its signal handlers may raise at any moment, also in here."""
-    left = False
-    while not left:
+def _end_process(exit_process: Callable[[int], object], code: int) -> None:
+    """End this process. A signal handler of user code may raise at any moment, also in here."""
+    ended = False
+    while not ended:
         try:
-            leave(code)
-            left = True
+            exit_process(code)
+            ended = True
         except BaseException:
-            # Not out of here, where the mold's code would go on in this process.
+            # The exception must not leave this function: the mold's code would go on here.
             code = 70
 
 
-def _say(end: Wire, message: bytes) -> None:
+def _send_or_exit(wire: Wire, message: bytes) -> None:
     try:
-        end.send(message, _MSG_NOSIGNAL)
+        wire.send(message, MSG_NOSIGNAL)
     except (BrokenPipeError, ConnectionResetError):
-        # The master has let go of this worker, or is gone: whatever it was given is not its own to serve.
+        # The master has closed the channel or is dead. If this worker holds a connection, the
+        # master may give that client to another worker.
         os._exit(0)
 
 
 def _exit_code(leaving: SystemExit) -> int:
-    """Return the exit status that sys.exit() asked for, as the interpreter would; but what was not 0 is not 0 when it is cut (exit(3)).
+    """Return the exit status that sys.exit() has asked for, as the interpreter would return it.
 
-    The code may be an object of any kind: the methods called are those of int, and not its own.
+    The kernel cuts a status to eight bits (exit(3)). A number other than 0 that would be cut to 0
+    becomes 1. The code may be any object: the methods of int are called, never the object's own.
     """
     code = leaving.code
     if code is None:
@@ -106,191 +104,195 @@ def _exit_code(leaving: SystemExit) -> int:
             return int.__and__(code, 0xFF) or int.__ne__(code, 0) * 1
         print(code, file=sys.stderr)
     except BaseException:
-        # It cannot be shown, or is not what it says it is: an error of the handler's, as anything that is no number.
+        # The object's own methods have raised. The status is 1, as for any code but a number.
         return 1
     return 1
 
 
 class Worker:
-    """The worker that every clone of a mold will be; also what its connections ask questions of (`poold.connection.Desk`).
+    """The worker that each clone of a mold becomes, and the `Desk` that its connections ask.
 
-    Made in the mold, with all that its clones have in common: `mold` is a descriptor of the mold's own, which they close; `phase` the phase
-    page; `given` how many descriptors come with an order. `handler` is what its import gave. A clone's own is `page`, the descriptor of its
-    activity page.
+    The mold makes this object with all that its clones share. `mold_fd` is a descriptor of the
+    mold's, which each clone closes. `phase` is the phase page. `descriptors_per_order` says how
+    many descriptors come with an order. `handler` is the function that the handler's import has
+    given. `page_fd`, the descriptor of the activity page, belongs to the clone.
     """
 
     __slots__ = (
         "_activity",
         "_channel",
-        "_session",
-        "_title",
-        "born",
+        "_session_id",
+        "_session_title",
+        "birth_report",
         "command",
-        "connections",
-        "given",
+        "connections_per_child",
+        "descriptors_per_order",
+        "exit_process",
         "handler",
-        "leave",
-        "master",
-        "mold",
-        "name",
+        "master_pid",
+        "mold_fd",
         "options",
-        "page",
+        "page_fd",
         "phase",
-        "ready",
-        "reset",
+        "ready_at_birth",
         "setsid",
         "settings",
+        "spare_sigpipe",
         "take_pages",
+        "title_prefix",
     )
 
-    def __init__(self, *, master: int, mold: int, phase: PhaseView, settings: Mapping[str, Any]) -> None:
-        self.master = master
-        self.mold = mold
+    def __init__(self, *, master_pid: int, mold_fd: int, phase: PhaseView, settings: Mapping[str, Any]) -> None:
+        self.master_pid = master_pid
+        self.mold_fd = mold_fd
         self.phase = phase
         self.settings = settings
         self.handler: adapters.Serve | None = None
-        # What every worker looks at, made before the clone.
-        self.name = titled(settings["name"])
-        self.connections: int = settings["connections_per_child"]
+        # Every worker reads these. The mold makes them once, before the first clone.
+        self.title_prefix = titled(settings["name"])
+        self.connections_per_child: int = settings["connections_per_child"]
         self.options: Mapping[str, Any] = settings["options"]
         self.command: list[str] | None = settings["command"]
-        self.ready = bool(settings["preload"] or self.command is not None)
-        self.born = channel.born(ready=self.ready, version=__version__)
-        # A program has nothing to say on a page.
-        self.given = 1 if self.command is not None else 2
-        # What a warm-up must not do. `reset` is what SIGPIPE does to a spare: what it does to any process, but not to the mold.
-        self.reset: Callable[[int, object], object] | int = SIG_DFL
+        self.ready_at_birth = bool(settings["preload"] or self.command is not None)
+        self.birth_report = channel.born(ready=self.ready_at_birth, version=__version__)
+        # The channel's end and the activity page. A command has no activity page.
+        self.descriptors_per_order = 1 if self.command is not None else 2
+        # A warm-up replaces the next three. SIGPIPE has its default disposition in a spare, as in
+        # any process, but not in a mold.
+        self.spare_sigpipe: Callable[[int, object], object] | int = SIG_DFL
         self.setsid: Callable[[], object] = os.setsid
-        self.leave: Callable[[int], object] = os._exit
-        # Takes the pages that will be needed, while nobody waits for them.
-        self.take_pages: Callable[[], object] = _no_pages
-        # What is a clone's own.
-        self.page = -1
-        self._session = 0
+        self.exit_process: Callable[[int], object] = os._exit
+        # Takes the pages that a session will need, while no client waits for this worker.
+        self.take_pages: Callable[[], object] = _take_no_pages
+        # These belong to the clone.
+        self.page_fd = -1
+        self._session_id = 0
         self._channel: Wire
-        self._title = ""
+        self._session_title = ""
         self._activity: Activity | None = None
 
-    def live(self, order: bytes, fd: int) -> int:
-        """Become a process of one's own, serve until the master closes the channel or the last connection is served; return the status."""
-        set_disposition(_SIGPIPE, self.reset)
+    def run(self, order: bytes, channel_fd: int) -> int:
+        """Set up this process, then serve until the last connection; return the exit status."""
+        set_disposition(SIGPIPE, self.spare_sigpipe)
         _, _, ahead = read_order(order)
         if ahead:
             self.take_pages()
-        close(self.mold)
+        close(self.mold_fd)
         setsid = self.setsid
         setsid()
-        if not die_with(self.master):
+        if not die_with(self.master_pid):
             return 0
-        show(_SPARE)
-        self._channel = end = Wire(_AF_UNIX, _SOCK_SEQPACKET, 0, fd)
-        _say(end, self.born)
-        if not self.ready:
-            self._import()
-        left = self.connections
-        while (connection := self.take()) is not None:
-            left -= 1
+        show(_SPARE_TITLE)
+        self._channel = wire = Wire(AF_UNIX, SOCK_SEQPACKET, 0, channel_fd)
+        _send_or_exit(wire, self.birth_report)
+        if not self.ready_at_birth:
+            self._import_handler()
+        sessions_left = self.connections_per_child
+        while (connection := self.receive_connection()) is not None:
+            sessions_left -= 1
             if self.command is not None:
                 self._execute(connection, self.command)
-            code, outcome = self.serve(connection, left == 0)
-            if left == 0:
+            code, outcome = self.serve(connection, sessions_left == 0)
+            if sessions_left == 0:
                 return code
-            _say(end, report(_DONE, connection.id, outcome))
-            show(_SPARE)
+            _send_or_exit(wire, report(DONE, connection.id, outcome))
+            show(_SPARE_TITLE)
         return 0
 
-    def _import(self) -> None:
-        set_disposition(_SIGPIPE, nothing)
+    def _import_handler(self) -> None:
+        set_disposition(SIGPIPE, do_nothing)
         try:
             self.handler = adapters.load(self.settings)
-        except BaseException as error:  # user code may raise anything; the worker is stillborn, and this says why
+        except BaseException as error:  # user code may raise anything
             log.error("handler_import_failed", reason=f"{type(error).__name__}: {error}", traceback=trace(error))
             os._exit(_exit_code(error) if isinstance(error, SystemExit) else 1)
         flush()
-        set_disposition(_SIGPIPE, self.reset)
-        # The import may have set one, which would wake whoever has the other end; and what ends this process with its master.
+        set_disposition(SIGPIPE, self.spare_sigpipe)
+        # The import may have set a wakeup descriptor, whose other end another process may read. The
+        # import may also have changed the signal that ends this process with the master.
         signal.set_wakeup_fd(-1)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        if not die_with(self.master):
+        if not die_with(self.master_pid):
             os._exit(0)
         gc.freeze()
-        _say(self._channel, report(Word.READY))
+        _send_or_exit(self._channel, report(Word.READY))
 
-    def take(self) -> Connection | None:
-        """Wait for a connection; None: there will be none any more."""
-        end = self._channel
+    def receive_connection(self) -> Connection | None:
+        """Wait for a connection. None: the master has closed the channel."""
+        wire = self._channel
         while True:
-            data, fds = receive_with(end, ASSIGNMENT_MAX)
+            data, fds = receive_with(wire, ASSIGNMENT_MAX)
             if not data:
                 return None
             session, family, host, port, flow, scope, listener = read_assignment(data)
             if fds:
                 break
-            # What made the kernel drop it.
-            _say(end, report(_NACK, session, errno.EMFILE))
-        accepted = Socket(family, _SOCK_STREAM, 0, fds[0])
+            # The kernel drops a descriptor where the process is at its limit of open files.
+            _send_or_exit(wire, report(NACK, session, errno.EMFILE))
+        accepted = Socket(family, SOCK_STREAM, 0, fds[0])
         peer: Endpoint | tuple[str, int]
-        if family == _AF_INET:
-            # The most frequent one, without what the others need.
-            peer, shown = (host, port), f"{host}:{port}"
+        if family == AF_INET:
+            # Most connections are IPv4. This branch leaves out what only the others need.
+            peer, peer_text = (host, port), f"{host}:{port}"
         else:
-            peer = Endpoint.unix_peer(accepted) if family == _AF_UNIX else Endpoint.of(family, (host, port, flow, scope))
-            shown = str(peer)
-        self._session, self._activity = session, None
-        self._title = title = f"{self.name} {shown}"
+            peer = Endpoint.unix_peer(accepted) if family == AF_UNIX else Endpoint.of(family, (host, port, flow, scope))
+            peer_text = str(peer)
+        self._session_id, self._activity = session, None
+        self._session_title = title = f"{self.title_prefix} {peer_text}"
         show(title)
         return Connection(accepted, session, peer, listener, self.options, self)
 
     def serve(self, connection: Connection, last: bool) -> tuple[int, int]:
-        """Acknowledge a connection and serve it to its end; return the exit status it asks for and its `Outcome`."""
+        """Acknowledge a connection and serve its client; return exit status and `Outcome`."""
         handler = self.handler
         assert handler is not None
-        # Before the first byte is read: until then the master can give the client to another worker.
-        _say(self._channel, report(_ACK, connection.id))
+        # ACK goes out before the handler reads the first byte. Until the master has read ACK, the
+        # master can give the client to another worker.
+        _send_or_exit(self._channel, report(ACK, connection.id))
         if last:
             self._channel.close()
-        # A handler expects BrokenPipeError, as everywhere in Python. A function that does nothing gives it that, and unlike
-        # SIG_IGN it is not passed on to programs that the handler starts.
-        set_disposition(_SIGPIPE, nothing)
+        # A handler expects BrokenPipeError, as everywhere in Python. With a function that does
+        # nothing, a write raises that error. Programs that the handler starts would inherit
+        # SIG_IGN.
+        set_disposition(SIGPIPE, do_nothing)
         collect_garbage()
-        ended = 0, _OK
+        result = 0, OK
         try:
             handler(connection)
             connection.close()
-        except BaseException as error:  # whatever it is, it ends this session and nothing else
-            ended = self._failed(connection, error)
+        except BaseException as error:  # any exception ends this session and nothing else
+            result = self._conclude_failure(connection, error)
         flush()
-        return ended
+        return result
 
-    def hang_up(self) -> None:
-        """Close what came with the order."""
+    def close_descriptors(self) -> None:
+        """Close the descriptors that came with the order."""
         self._channel.close()
-        close(self.page)
+        close(self.page_fd)
 
-    def _failed(self, connection: Connection, error: BaseException) -> tuple[int, int]:
-        """Say how a session ended that its handler did not return from, and close its connection."""
+    def _conclude_failure(self, connection: Connection, error: BaseException) -> tuple[int, int]:
+        """Close the connection after the handler has raised; return exit status and `Outcome`."""
         try:
             if isinstance(error, (BrokenPipeError, ConnectionResetError)):
                 self._note_client_gone()
-                return 1, _CLIENT_GONE
+                return 1, CLIENT_GONE
             if isinstance(error, SystemExit):
                 code = _exit_code(error)
-                return code, _EXIT if code else _OK
+                return code, EXIT if code else OK
             if not self.phase.hushed():
-                self._tell(connection, error)
-            return 1, _EXIT
+                self._log_failure(connection, error)
+            return 1, EXIT
         finally:
             try:
                 connection.close()
             except OSError:
-                # What the handler wrote last cannot be delivered: its client has gone.
+                # The client has gone: the last bytes that the handler wrote cannot be delivered.
                 self._note_client_gone()
             except BaseException as second:
-                # The handler has put something else in the place of what is closed here.
+                # The handler has replaced one of the objects that are closed here.
                 log.debug("connection_not_closed", session=connection.id, error=type(second).__name__)
 
-    def _tell(self, connection: Connection, error: BaseException) -> None:
-        """Say why the handler failed."""
+    def _log_failure(self, connection: Connection, error: BaseException) -> None:
         log.error(
             "handler_failed",
             session=connection.id,
@@ -302,24 +304,24 @@ class Worker:
 
     def _note_client_gone(self) -> None:
         try:
-            self._said().client_gone()
+            self._session_activity().client_gone()
         except OSError:
-            # The handler has closed the descriptor: nobody hears of it, and the session ends as `exit`.
+            # The handler has closed the activity page: the master counts this session as `exit`.
             return
 
     def _execute(self, connection: Connection, command: list[str]) -> NoReturn:
-        """Become the command. Its start is the acknowledgement: the channel closes by itself when execve succeeds."""
-        _say(self._channel, report(Word.EXEC, connection.id))
+        """Become the command. execve(2) closes the channel, and this end is the acknowledgement."""
+        _send_or_exit(self._channel, report(Word.EXEC, connection.id))
         try:
             adapters.execute(command, connection)
         except OSError as error:
-            _say(self._channel, report(Word.NOEXEC, connection.id, error.errno or 0))
+            _send_or_exit(self._channel, report(Word.NOEXEC, connection.id, error.errno or 0))
             os._exit(127)
 
-    def _said(self) -> Activity:
-        """Return what this session says on its page."""
+    def _session_activity(self) -> Activity:
+        """Return the writer of the activity page for this session, made on first use."""
         if self._activity is None:
-            self._activity = Activity(self.page, self._session)
+            self._activity = Activity(self.page_fd, self._session_id)
         return self._activity
 
     def stopping(self) -> bool:
@@ -327,18 +329,18 @@ class Worker:
         return self.phase.draining()
 
     def set_status(self, text: str) -> None:
-        """Show what the session is doing."""
-        self._said().set_status(text)
-        show(titled(text, self._title))
+        """Show this text in `poold ps` and in the process title."""
+        self._session_activity().set_status(text)
+        show(titled(text, self._session_title))
 
     def extend_deadline(self, seconds: float) -> None:
-        """Ask for time until `seconds` from now."""
-        self._said().extend_deadline(time.monotonic() + seconds)
+        """Ask the master for a deadline that is `seconds` from now."""
+        self._session_activity().extend_deadline(time.monotonic() + seconds)
 
 
-def _no_pages() -> None:
-    """Take none: they come when they are needed."""
+def _take_no_pages() -> None:
+    """Take no page ahead: a page fault provides each page when the worker needs it."""
 
 
-def nothing(signum: int, frame: object) -> None:
-    """Do nothing."""
+def do_nothing(signum: int, frame: object) -> None:
+    """Handle a signal by doing nothing."""
