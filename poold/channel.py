@@ -1,47 +1,63 @@
-"""The wire between the master and its pool: orders to a mold, assignments to a worker, and what each has to say.
+"""The messages between the master and its children: mold, workers and logger.
 
-All are SOCK_SEQPACKET pairs: a message arrives whole or not at all, with its descriptor, and the other side's end is EOF. What
-comes from a child is gossip: bounded, checked, and about that child alone, because who speaks is known by the channel.
+Each channel is a SOCK_SEQPACKET pair. A message arrives whole or not at all, together with its
+descriptors, and the end of one side is EOF on the other (unix(7)). The master does not trust what a
+child says. The master bounds and checks each message, and applies the message to that child alone,
+because each child has its own channel.
 
-Master → mold    Order: slot, incarnation, ahead (0 or 1: nobody waits for this worker yet); descriptors: the worker's end of a new
-                 channel, and its activity page, if it is not for a program
-Mold → master    Hello: version · Ready: threads (0 or 1) · Failed: text · Answer: the order, and a pid or an errno
-Master → worker  Assignment: session, family, peer, listener; descriptor: the connection. EOF: leave
-Worker → master  Report: BORN version, ready (0 or 1) · READY · ACK session · NACK session, errno · EXEC session ·
-                 NOEXEC session, errno · DONE session, outcome
-Master ↔ logger  a few words at the end of this file
+Master → mold    Order: slot, incarnation, ahead (1: no session waits for this worker yet, else 0).
+                 Descriptors: the worker's end of a new channel, and its activity page unless the
+                 settings name a command
+Mold → master    Hello: version · Ready: threads (0 or 1) · Failed: text · Answer: the order, and
+                 a pid or an errno
+Master → worker  Assignment: session, family, peer, listener. Descriptor: the connection. EOF: leave
+Worker → master  Report: BORN version, ready (0 or 1) · READY · ACK session · NACK session, errno ·
+                 EXEC session · NOEXEC session, errno · DONE session, outcome
+Master ↔ logger  the words at the end of this file
 
-The kernel's word for a worker's pid comes with every report (SO_PASSCRED, unix(7)).
+The kernel adds the worker's pid to each report (SO_PASSCRED, unix(7)).
 """
 
 from __future__ import annotations
 
 import _socket
-import socket
 import struct
+from _socket import (
+    AF_UNIX,
+    CMSG_SPACE,
+    MSG_CMSG_CLOEXEC,
+    MSG_NOSIGNAL,
+    MSG_TRUNC,
+    SCM_CREDENTIALS,
+    SCM_RIGHTS,
+    SO_PASSCRED,
+    SOCK_SEQPACKET,
+    SOL_SOCKET,
+    socketpair,
+)
 from enum import IntEnum
 
 from poold.errors import ProtocolError
 
+# The constants of the compiled module are plain integers. A session needs these for the reason that
+# `poold.plain` gives.
 _CREDENTIALS = struct.Struct("3i")
-_CREDENTIALS_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size)
+_CREDENTIALS_SPACE = CMSG_SPACE(_CREDENTIALS.size)
 _DESCRIPTOR = struct.Struct("i")
 _DESCRIPTORS = struct.Struct("2i")
 _DESCRIPTORS_SIZE = _DESCRIPTORS.size
-_DESCRIPTORS_SPACE = socket.CMSG_SPACE(_DESCRIPTORS_SIZE)
-# As plain numbers: an enumeration's member costs a worker several pages at each use.
-_AF_UNIX, _SOCK_SEQPACKET, _SOL_SOCKET = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET), int(socket.SOL_SOCKET)
-_SCM_RIGHTS, _SCM_CREDENTIALS = int(socket.SCM_RIGHTS), int(socket.SCM_CREDENTIALS)
-_MSG_CMSG_CLOEXEC, _MSG_NOSIGNAL, _MSG_TRUNC = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_NOSIGNAL), int(socket.MSG_TRUNC)
+_DESCRIPTORS_SPACE = CMSG_SPACE(_DESCRIPTORS_SIZE)
 
-# The compiled socket itself: what the module socket wraps around it costs a worker pages at its birth, and the master time at each.
+# The compiled module's socket has no wrapper. The wrapper of `socket` costs a worker pages at its
+# birth, and the master time for each socket.
 Wire = _socket.socket
 
-# A report is at most this long; a longer one breaks the protocol.
+# The most bytes of a report. A longer report breaks the protocol.
 REPORT_MAX = 64
 VERSION_MAX = 32
 MOLD_TEXT_MAX = 8192
-# How many messages of one child are read in one turn, so that no child can hold the master (a flood is a broken protocol).
+# The most messages of one child that the master reads in one turn, so that no child can keep the
+# master busy. A worker that ends with more unread messages breaks the protocol.
 READS_MAX = 16
 
 
@@ -62,9 +78,10 @@ _REPORT = struct.Struct("<BxxxiQ")
 
 
 class Report:
-    """What a worker says. `number` is an errno; with BORN, 1 for ready as well; with DONE, an `Outcome`.
+    """A worker's message to the master.
 
-    `pid` is the kernel's word for who says it.
+    `number` is an errno. With BORN, 1 says that the worker is ready as well. With DONE, `number` is
+    an `Outcome`. `pid` is the pid of the process that has sent the report, from the kernel.
     """
 
     __slots__ = ("number", "pid", "session", "version", "word")
@@ -78,7 +95,7 @@ class Report:
 
 
 class Outcome(IntEnum):
-    """How a session ended in a worker that goes on to another one."""
+    """How a session ended in a worker that goes on to serve another session."""
 
     OK = 0
     EXIT = 1
@@ -100,7 +117,11 @@ _ASSIGNMENT_SIZE = _ASSIGNMENT.size
 
 
 class Assignment:
-    """One connection for a worker: `host` … `scope` are the peer's address as accept() gave it, `listener` the listener's name."""
+    """One connection for a worker.
+
+    `host`, `port`, `flow` and `scope` are the peer's address as accept(2) has returned it.
+    `listener` is the listener's name.
+    """
 
     __slots__ = ("family", "flow", "host", "listener", "port", "scope", "session")
 
@@ -114,66 +135,81 @@ class Assignment:
         self.listener = listener
 
     def pack(self) -> bytes:
-        """Return the bytes on the wire."""
+        """Return the bytes of the message."""
         head = _ASSIGNMENT.pack(self.session, self.family, self.port, self.flow, self.scope, len(self.host))
         return head + f"{self.host}{self.listener}".encode()
 
 
 def read_assignment(data: bytes) -> tuple[int, int, str, int, int, int, str]:
-    """Return what an assignment says, in the order of `Assignment.__init__`; a tuple, because a worker reads one in its whole life."""
+    """Return the fields of an assignment, in the order of `Assignment.__init__`.
+
+    The result is a tuple: a worker would pay for an `Assignment` that it reads only once.
+    """
     session, family, port, flow, scope, length = _ASSIGNMENT.unpack_from(data)
     names = data[_ASSIGNMENT_SIZE:].decode()
     return session, family, names[:length], port, flow, scope, names[length:]
 
 
 def pair() -> tuple[Wire, Wire]:
-    """Return the master's end, which does not block and learns who speaks, and the child's. Raises OSError."""
-    ours, theirs = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setblocking(False)
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    return ours, theirs
+    """Return the two ends of a new channel: the master's and the child's. Raises OSError.
+
+    The master's end does not block, and gets the sender's pid with each message.
+    """
+    master_end, child_end = socketpair(AF_UNIX, SOCK_SEQPACKET)
+    master_end.setblocking(False)
+    master_end.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)
+    return master_end, child_end
 
 
 def wire(fd: int) -> Wire:
-    """Return the end of a pair that this descriptor is, and own it."""
-    return Wire(_AF_UNIX, _SOCK_SEQPACKET, 0, fd)
+    """Return the end of a channel with this descriptor. The result owns the descriptor."""
+    return Wire(AF_UNIX, SOCK_SEQPACKET, 0, fd)
 
 
-def send_with(end: Wire, data: bytes, fd: int) -> None:
-    """Send one message with one descriptor; the caller still owns it. Raises OSError."""
-    end.sendmsg((data,), ((_SOL_SOCKET, _SCM_RIGHTS, _DESCRIPTOR.pack(fd)),), _MSG_NOSIGNAL)
+def send_with(wire: Wire, data: bytes, fd: int) -> None:
+    """Send a message with a copy of the descriptor, which the caller keeps. Raises OSError."""
+    wire.sendmsg((data,), ((SOL_SOCKET, SCM_RIGHTS, _DESCRIPTOR.pack(fd)),), MSG_NOSIGNAL)
 
 
-def send_order(end: Wire, data: bytes, theirs: int, page: int | None) -> None:
-    """Send an order with the worker's end of its channel and, unless it is for a program, its page. Raises OSError."""
-    rights = _DESCRIPTOR.pack(theirs) if page is None else _DESCRIPTORS.pack(theirs, page)
-    end.sendmsg((data,), ((_SOL_SOCKET, _SCM_RIGHTS, rights),), _MSG_NOSIGNAL)
+def send_order(wire: Wire, data: bytes, worker_end: int, page_fd: int | None) -> None:
+    """Send an order with the worker's end of its channel and the worker's activity page.
+
+    `page_fd` is None where the settings name a command. The caller keeps both descriptors. Raises
+    OSError.
+    """
+    rights = _DESCRIPTOR.pack(worker_end) if page_fd is None else _DESCRIPTORS.pack(worker_end, page_fd)
+    wire.sendmsg((data,), ((SOL_SOCKET, SCM_RIGHTS, rights),), MSG_NOSIGNAL)
 
 
-def receive_with(end: Wire, size: int) -> tuple[bytes, tuple[int, ...]]:
-    """Wait for one message with one or two descriptors, which the caller then owns; (b"", ()) is EOF.
+def receive_with(wire: Wire, size: int) -> tuple[bytes, tuple[int, ...]]:
+    """Wait for a message with one or two descriptors, which the caller then owns.
 
-    Some are missing where this process is at its limit of open files (recvmsg(2), MSG_CTRUNC).
+    Return (b"", ()) at EOF. Descriptors are missing where this process is at its limit of open
+    files (recvmsg(2), MSG_CTRUNC).
     """
     try:
-        data, ancillary, _, _ = end.recvmsg(size, _DESCRIPTORS_SPACE, _MSG_CMSG_CLOEXEC)
+        data, ancillary, _, _ = wire.recvmsg(size, _DESCRIPTORS_SPACE, MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
-        # The other side ended without reading all that was said to it: an end all the same (unix(7)).
+        # The other side has ended with unread messages in its queue (unix(7)). That is an end as
+        # well.
         return b"", ()
     if not ancillary:
         return data, ()
-    # Nothing but descriptors comes on a child's end, which has no SO_PASSCRED.
+    # Without SO_PASSCRED, which a child's end never has, descriptors are the only ancillary data.
     rights = ancillary[0][2]
     return data, _DESCRIPTORS.unpack(rights) if len(rights) == _DESCRIPTORS_SIZE else _DESCRIPTOR.unpack(rights)
 
 
-def receive_report(end: Wire) -> Report | None:
-    """Return the next report; None is EOF. Raises BlockingIOError when there is none, ProtocolError, OSError."""
-    data, ancillary, flags, _ = end.recvmsg(REPORT_MAX, _CREDENTIALS_SPACE)
+def receive_report(wire: Wire) -> Report | None:
+    """Return the next report, or None at EOF.
+
+    Raises BlockingIOError where there is no report yet, ProtocolError and OSError.
+    """
+    data, ancillary, flags, _ = wire.recvmsg(REPORT_MAX, _CREDENTIALS_SPACE)
     if not data and not ancillary:
         return None
-    # A message of no bytes is not the end: it comes with its sender's credentials.
-    if flags & _MSG_TRUNC or len(data) < _REPORT.size:
+    # A message of no bytes is not EOF: credentials come with each message, and not with EOF.
+    if flags & MSG_TRUNC or len(data) < _REPORT.size:
         raise ProtocolError(f"a report of {len(data)} bytes or more")
     word, number, session = _REPORT.unpack_from(data)
     known = _WORDS.get(word)
@@ -181,14 +217,14 @@ def receive_report(end: Wire) -> Report | None:
         raise ProtocolError(f"report {word} does not exist")
     pid = 0
     for level, kind, payload in ancillary:
-        if level == _SOL_SOCKET and kind == _SCM_CREDENTIALS:
+        if level == SOL_SOCKET and kind == SCM_CREDENTIALS:
             pid = _CREDENTIALS.unpack_from(payload)[0]
     version = data[_REPORT.size :].decode("ascii", "replace") if known is Word.BORN else ""
     return Report(known, session=session, number=number, version=version, pid=pid)
 
 
 class MoldWord(IntEnum):
-    """The first byte of what a mold says."""
+    """The first byte of a mold's message."""
 
     HELLO = 1
     READY = 2
@@ -198,18 +234,20 @@ class MoldWord(IntEnum):
 
 _ORDER = struct.Struct("<III")
 ORDER_SIZE = _ORDER.size
-# What a mold says begins with it in every version: an upgrade's mold speaks to a master of the version before.
+# Every version begins a mold's messages with this head: during an upgrade the new version's mold
+# talks to the old version's master.
 _MOLD_HEAD = struct.Struct("<B15xi")
-# An answer is this head, the order, and what was made: a pid, or an errno below 0. Bytes, because a mold writes to as few pages as it can
-# between two clones.
+# An answer is this head, the order and the result: a pid, or an errno as a negative number. The
+# head is packed here, because the mold writes to as few pages as possible between two clones.
 ANSWER_HEAD = _MOLD_HEAD.pack(MoldWord.ANSWER, 0)
 MADE = struct.Struct("<i")
 
 
 class MoldReport:
-    """What a mold says: `text` a version or a reason, `number` its threads (READY), `answer` what became of an order (ANSWER).
+    """A mold's message to the master.
 
-    An answer is slot, incarnation, pid and errno; both of the last are 0 where they say nothing.
+    `text` is the version (HELLO) or the reason (FAILED). `number` is the number of threads (READY).
+    `answer` is slot, incarnation, pid and errno of an order (ANSWER). Of pid and errno one is 0.
     """
 
     __slots__ = ("answer", "number", "text", "word")
@@ -233,13 +271,16 @@ def read_order(data: bytes) -> tuple[int, int, int]:
 
 
 def mold_report(word: MoldWord, *, number: int = 0, text: str = "") -> bytes:
-    """Return the bytes of what a mold says, but for its answers."""
+    """Return the bytes of a mold's message other than an answer."""
     return _MOLD_HEAD.pack(word, number) + text.encode("utf-8", "backslashreplace")[:MOLD_TEXT_MAX]
 
 
-def receive_mold_report(end: Wire) -> MoldReport | None:
-    """Return what a mold said next; None is EOF. Raises BlockingIOError when there is nothing, ProtocolError, OSError."""
-    data = end.recv(_MOLD_HEAD.size + MOLD_TEXT_MAX)
+def receive_mold_report(wire: Wire) -> MoldReport | None:
+    """Return the next message of a mold, or None at EOF.
+
+    Raises BlockingIOError where there is no message yet, ProtocolError and OSError.
+    """
+    data = wire.recv(_MOLD_HEAD.size + MOLD_TEXT_MAX)
     if not data:
         return None
     if len(data) < _MOLD_HEAD.size or not MoldWord.HELLO <= data[0] <= MoldWord.ANSWER:
@@ -254,8 +295,10 @@ def receive_mold_report(end: Wire) -> MoldReport | None:
     return MoldReport(MoldWord.ANSWER, answer=(slot, incarnation, max(0, made), max(0, -made)))
 
 
-# Between master and logger, the same in every version. Logger → master: LOGGER_READY; then how many lines it could not write, in LOST.
-# Master → logger: the format that lines are to have; LOGGER_LEAVE: write what has come by now, and end.
+# The words between master and logger are the same in every version. The logger sends LOGGER_READY,
+# and later the number of lines that it could not write, packed by LOST. The master sends the format
+# of the log ("text" or "json"). LOGGER_LEAVE tells the logger to write all lines that have come,
+# and to end.
 LOGGER_READY = b"ready"
 LOGGER_LEAVE = b"leave"
 LOST = struct.Struct("<I")

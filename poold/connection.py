@@ -1,6 +1,6 @@
-"""What a handler receives: one accepted connection.
+"""The object that a handler receives: one accepted connection. This is public API.
 
-Public API. A handler is a function of one `Connection`; when it returns, its session has ended well.
+A handler is a function of one `Connection`. When the function returns, the session has ended well.
 """
 
 from __future__ import annotations
@@ -10,38 +10,39 @@ import socket as socketlib
 from poold.address import Endpoint
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
     import io
     from collections.abc import Mapping
     from typing import Any, Protocol
 
     class Desk(Protocol):
-        """What a connection asks of the worker that serves it."""
+        """The requests that a connection passes to its worker."""
 
         def stopping(self) -> bool:
-            """Say whether a drain has begun."""
+            """Return whether a drain has begun."""
             ...
 
         def set_status(self, text: str) -> None:
-            """Publish what the session is doing."""
+            """Show this text in `poold ps` and in the process title."""
             ...
 
         def extend_deadline(self, seconds: float) -> None:
-            """Ask for more time."""
+            """Ask the master for a deadline that is `seconds` from now."""
             ...
 
 
 class Connection:
-    """One accepted connection and what poold knows of it.
+    """One accepted connection and its facts.
 
-    `socket` is a connected, blocking `socket.socket`. poold closes it when the handler has returned; a handler may close it
-    before. `peer` is a `poold.address.Endpoint`, `listener` the listener's name, `id` unique in the daemon's life. `options` is the table
+    `socket` is a connected, blocking `socket.socket`. poold closes the socket when the handler has
+    returned. The handler may close the socket earlier. `peer` is a `poold.address.Endpoint`,
+    `listener` the listener's name. `id` is unique in the daemon's life. `options` is the table
     `[server.options]`. `tls` is the client's certificate or None.
     """
 
     __slots__ = ("_desk", "_local", "_peer", "_reader", "_writer", "id", "listener", "options", "socket", "tls")
 
-    def __init__(  # noqa: PLR0917 -- a call with keywords makes a dictionary of them, in each worker
+    def __init__(  # noqa: PLR0917 -- keywords would cost each worker a dictionary
         self,
         socket: socketlib.socket,
         id: int,
@@ -52,7 +53,7 @@ class Connection:
     ) -> None:
         self.socket = socket
         self.id = id
-        # An IPv4 client's address stays as it came until somebody asks: many a session never does.
+        # An IPv4 address stays a tuple until the handler reads `peer`. Many handlers never do.
         self._peer = peer
         self.listener = listener
         self.options = options
@@ -64,14 +65,14 @@ class Connection:
 
     @property
     def peer(self) -> Endpoint:
-        """The client's end."""
+        """The client's end of the connection."""
         if isinstance(self._peer, tuple):
             self._peer = Endpoint.of(socketlib.AF_INET, self._peer)
         return self._peer
 
     @property
     def local(self) -> Endpoint:
-        """Our end, looked up on first use. Raises OSError when the socket was closed before that."""
+        """The server's end, looked up on first use. Raises OSError if the socket is closed."""
         if self._local is None:
             self._local = Endpoint.of(self.socket.family, self.socket.getsockname())
         return self._local
@@ -85,29 +86,39 @@ class Connection:
 
     @property
     def writer(self) -> io.BufferedWriter:
-        """A buffered binary file that writes to the client, made on first use; flushed when the handler returns."""
+        """A buffered binary file that writes to the client, made on first use.
+
+        poold flushes the file when the handler returns.
+        """
         if self._writer is None:
             self._writer = self.socket.makefile("wb")
         return self._writer
 
     @property
     def stopping(self) -> bool:
-        """True once a drain began: finish soon, `timeouts.drain` is running."""
+        """True once a drain has begun: the session has `timeouts.drain` left to finish."""
         return self._desk.stopping()
 
     def set_status(self, text: str) -> None:
-        """Show `text` in `poold ps` and in the process title; control characters are removed, long texts cut.
+        """Show `text` in `poold ps` and in the process title.
 
-        Raises OSError when the handler has closed the descriptor of the activity pages before its first use.
+        Control characters are removed, and long texts are cut. Raises OSError where the handler has
+        closed the descriptor of the activity page.
         """
         self._desk.set_status(text)
 
     def extend_deadline(self, seconds: float) -> None:
-        """Move the idle and the session deadline to now + `seconds` where that is later than they are. Raises as `set_status`."""
+        """Move the idle and the session deadline to now + `seconds` where that is later.
+
+        Raises as `set_status`.
+        """
         self._desk.extend_deadline(seconds)
 
     def close(self) -> None:
-        """Flush what `writer` holds and close the connection. Raises what the flush raises, with everything closed."""
+        """Flush `writer` and close the connection.
+
+        Raises what the flush raises, after everything is closed.
+        """
         writer, self._writer = self._writer, None
         reader, self._reader = self._reader, None
         try:
@@ -123,10 +134,11 @@ class Connection:
 
 
 def ucspi_environ(*, id: int, peer: Endpoint, local: Endpoint) -> dict[str, str]:
-    """Return the variables that describe a connection to a command, by the names of UCSPI (cr.yp.to/proto/ucspi.txt).
+    """Return the environment variables that describe a connection to a command.
 
-    PROTO and TCPREMOTEIP… are those of tcpserver and s6-tcpserver, IPCREMOTEEUID… those of s6-ipcserver; REMOTE_HOST and
-    REMOTE_PORT what programs for xinetd read.
+    The names are those of UCSPI (cr.yp.to/proto/ucspi.txt). PROTO and TCPREMOTEIP… are those of
+    tcpserver and s6-tcpserver, IPCREMOTEEUID… those of s6-ipcserver. Programs for xinetd read
+    REMOTE_HOST and REMOTE_PORT.
     """
     if peer.family == socketlib.AF_UNIX:
         return {

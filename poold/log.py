@@ -1,14 +1,17 @@
-"""One event a line: text (logfmt) or JSON, the same from master, mold and worker.
+"""Writes the log, one event a line, as text (logfmt) or JSON, in each of poold's processes.
 
-Written without `logging`, because the mold loads this file and every worker would pay for what it imports. It must never
-block and never raise: a line that the stream does not take at once is dropped and counted in `dropped`. O_NONBLOCK is not
-used, because it would belong to everybody who shares the stream (open(2), "open file description").
+The module does without `logging`: the mold loads this file, and every worker would carry the memory
+of what this file imports. A write never blocks and never raises. A line that the stream does not
+take at once is dropped and counted in `dropped`. O_NONBLOCK is not used, because the flag would
+apply to every process that shares the stream (open(2), "open file description").
 
-A line is printable text and has at most `LINE_MAX` bytes, so that a pipe takes it in one piece or not at all (pipe(7), PIPE_BUF) and no
-two writers' lines can mix. On a pipe to the logger (`poold.logger`) each record begins with `RECORD`, which tells it from whatever else
-came there; processes with user code in them write records as JSON that the logger makes lines of ("raw").
+A line is printable text of at most `LINE_MAX` bytes. A pipe takes such a line in one piece or not
+at all (pipe(7), PIPE_BUF), so that lines of two writers cannot mix. On a pipe to the logger
+(`poold.logger`) each record begins with `RECORD`, which tells a record from any other output. A
+process with user code writes its records as JSON ("raw"), and the logger makes lines of them.
 
-Event names are part of what poold promises, like metric names. Events that a peer can cause at will are limited (`LIMITED`).
+Operators rely on the names of events as on the names of metrics. Events that a peer can cause as
+often as the peer likes are limited (`LIMITED`).
 """
 
 from __future__ import annotations
@@ -19,13 +22,13 @@ import time
 from select import POLLOUT, poll
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
     from collections.abc import Callable
     from typing import Any
 
 LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3}
 
-# name → lines in `WINDOW` seconds; a later line says how many more there were.
+# The most lines of an event in `WINDOW` seconds. A later line gives the number of lines left out.
 WINDOW = 10.0
 LIMITED = {
     "accept_error": 5,
@@ -44,18 +47,22 @@ LIMITED = {
 
 FIELD_MAX = 256
 LINE_MAX = 4096
-# What an ordinary field may have, and one of `LONG`, in characters: the first pair with which the whole line has room is taken.
+# The most characters of an ordinary field, and of a field of `LONG`. A line takes the first pair
+# with which the whole line fits into `LINE_MAX`.
 LIMITS = ((FIELD_MAX, 3300), (FIELD_MAX, 2000), (FIELD_MAX, 900), (96, 300), (24, 60), (4, 8))
-# These may be long. Of a traceback the end is kept, which has the error.
+# Fields that may be long. Of a traceback the end is kept, because the end names the error.
 LONG = ("traceback", "line")
 TRACEBACK_MAX = 8192
-RWF_NOWAIT = 8  # os.RWF_NOWAIT, missing where the C library of the build was older
-# The record separator, with which RFC 7464 begins JSON texts in a stream.
+RWF_NOWAIT = 8  # os.RWF_NOWAIT, which a Python built with an older C library lacks
+# The record separator: RFC 7464 puts this character before each JSON text in a stream.
 RECORD = "\x1e"
 
 
 class Window:
-    """How many lines of an event there were since `start`, how many were held back, and what they were."""
+    """The count of one event's lines since `start`: written (`passed`) and left out (`held`).
+
+    `level` is the level of the first line.
+    """
 
     __slots__ = ("held", "level", "passed", "start")
 
@@ -67,10 +74,10 @@ class Window:
 
 
 class Log:
-    """A writer of events to one descriptor.
+    """Writes events to one descriptor.
 
-    `later`, where there is somebody who knows the time, calls a function after so many seconds: what was held back is told then, should
-    no further line of that event do it.
+    `later` calls a function after a number of seconds, in a process that has an event loop. The
+    number of held-back lines is then logged even if no further line of that event comes.
     """
 
     def __init__(self, fd: int = 2) -> None:
@@ -87,14 +94,15 @@ class Log:
         self._terminal = False
         self._torn = False
         self.dropped = 0
-        # Of these, those that no line has told of yet.
-        self._untold = 0
+        # The dropped lines that no `log_dropped` has reported yet.
+        self._unreported = 0
 
     def configure(self, *, format: str, level: str, journal: bool | None = None, framed: bool | None = None) -> None:
-        """Set the format ("text", "json" or "raw") and the least level that is written.
+        """Set the format ("text", "json" or "raw") and the lowest level that is written.
 
-        `journal` says whether the lines go to the journal, which wants priorities and has its own time; None: find out. `framed` says
-        whether they go there through the logger; None: as before.
+        `journal` says whether the lines go to the journal. Such lines get a priority and no time,
+        because the journal adds its own. None: ask the environment (`is_journal`). `framed` says
+        whether the lines go through the logger. None: as before.
         """
         self._format = format
         self._threshold = LEVELS[level]
@@ -105,7 +113,7 @@ class Log:
         self.frame(on=self.framed if framed is None else framed)
 
     def frame(self, *, on: bool) -> None:
-        """Say whether the descriptor is a pipe to the logger from now on, and look at what it is."""
+        """Set whether the descriptor is a pipe to the logger, and look at the kind of its file."""
         self.framed = on
         try:
             mode = os.fstat(self._fd).st_mode
@@ -115,7 +123,7 @@ class Log:
         self._terminal = stat.S_ISCHR(mode) and os.isatty(self._fd)
 
     def debug(self, event: str, **fields: Any) -> None:
-        """Write an event for somebody who looks for a fault in poold."""
+        """Write an event that helps to find a fault in poold."""
         if self._threshold >= 7:
             self._event(event, "debug", fields)
 
@@ -136,7 +144,7 @@ class Log:
     def _event(self, event: str, level: str, fields: dict[str, Any]) -> None:
         limit = LIMITED.get(event)
         if limit is not None:
-            suppressed = self._over(event, level, limit)
+            suppressed = self._count_line(event, level, limit)
             if suppressed < 0:
                 return
             if suppressed:
@@ -144,29 +152,29 @@ class Log:
         self._write(event, level, fields)
 
     def _write(self, event: str, level: str, fields: dict[str, Any]) -> None:
-        if self._untold and self.put(self._line("log_dropped", "warning", {"lines": self._untold})):
-            self._untold = 0
-        if not self.put(self._line(event, level, fields)):
+        if self._unreported and self.put(self._format_line("log_dropped", "warning", {"lines": self._unreported})):
+            self._unreported = 0
+        if not self.put(self._format_line(event, level, fields)):
             self.dropped += 1
-            self._untold += 1
+            self._unreported += 1
 
-    def _line(self, event: str, level: str, fields: dict[str, Any]) -> bytes:
-        """Return an event as it goes out, with as much of each field as there is room for."""
+    def _format_line(self, event: str, level: str, fields: dict[str, Any]) -> bytes:
+        """Return the line of an event, with the fields cut to fit into `LINE_MAX`."""
         now = time.time()
-        before = (RECORD if self.framed else "") + (f"<{LEVELS[level]}>" if self.journal and self._format != "raw" else "")
+        prefix = (RECORD if self.framed else "") + (f"<{LEVELS[level]}>" if self.journal and self._format != "raw" else "")
         line = b""
         for limits in LIMITS:
             if self._format == "text":
-                text = _as_text(None if self.journal else now, level, event, fields, limits, terminal=self._terminal)
+                text = _format_text(None if self.journal else now, level, event, fields, limits, terminal=self._terminal)
             else:
-                text = _as_json(now, level, event, fields, limits, raw=self._format == "raw")
-            line = f"{before}{text}\n".encode("utf-8", "backslashreplace")
+                text = _format_json(now, level, event, fields, limits, raw=self._format == "raw")
+            line = f"{prefix}{text}\n".encode("utf-8", "backslashreplace")
             if len(line) <= LINE_MAX:
                 break
         return line
 
-    def _over(self, event: str, level: str, limit: int) -> int:
-        """Return -1 when the event is over its limit, else how many were held back before it."""
+    def _count_line(self, event: str, level: str, limit: int) -> int:
+        """Return -1 if the event is over its limit, else the number of lines held back before."""
         now = time.monotonic()
         window = self._windows.get(event)
         if window is None or now - window.start >= WINDOW:
@@ -179,12 +187,12 @@ class Log:
             return 0
         window.held += 1
         if window.held == 1 and self.later is not None:
-            # A moment more, because the sum may be a little less than the window.
+            # One millisecond more: rounding may make the sum a little less than the window.
             self.later(window.start + WINDOW - now + 0.001, self.tell_held_back)
         return -1
 
     def tell_held_back(self, *, all: bool = False) -> None:
-        """Say of each event whose time is up how many lines were held back; with `all`, whatever the time."""
+        """Log how many lines were held back, for each event whose window is over or for `all`."""
         now = time.monotonic()
         for event, window in list(self._windows.items()):
             if window.held and (all or now - window.start >= WINDOW):
@@ -192,7 +200,10 @@ class Log:
                 self._write(event, window.level, {"suppressed": window.held})
 
     def put(self, line: bytes) -> bool:
-        """Write one whole line now, or not, and say which; the line after one that went out in part starts on a line of its own."""
+        """Write one whole line now or not at all. Return whether the line is written.
+
+        The stream may take a part of a line. The next line then begins with a line break.
+        """
         if self._torn:
             line = b"\n" + line
         try:
@@ -202,13 +213,13 @@ class Log:
                 except OSError as error:
                     if isinstance(error, (BlockingIOError, BrokenPipeError)):
                         raise
-                    # EOPNOTSUPP, ENOSYS or ESPIPE: this kernel cannot say "now or never" on this stream.
+                    # EOPNOTSUPP, ENOSYS or ESPIPE: this kernel has no RWF_NOWAIT for this stream.
                     self._nowait = False
                     written = self._write_if_ready(line)
             else:
                 written = self._write_if_ready(line)
         except OSError:
-            # The stream is full, closed or its disk is: there is nowhere left to say so but the counter.
+            # The stream or its disk is full, or the stream is closed. Only the counter can tell.
             written = 0
         self._torn = 0 < written < len(line) or (self._torn and not written)
         return written == len(line)
@@ -221,16 +232,20 @@ class Log:
 
 
 def trace(error: BaseException) -> str:
-    """Return an error's traceback as text; the error alone where this process may not read the standard library (another user's)."""
+    """Return an error's traceback as text.
+
+    The result is the error alone where this process may not read the standard library, for example
+    after a change of user.
+    """
     try:
-        import traceback  # only who has an error to tell pays for it
+        import traceback  # only a process with an error loads the module
     except ImportError:
         return f"{type(error).__name__}: {error}"
     return "".join(traceback.format_exception(error))
 
 
 def is_journal(fd: int) -> bool:
-    """Say whether the descriptor is the journal's own stream, by JOURNAL_STREAM (systemd.exec(5))."""
+    """Return whether JOURNAL_STREAM names this descriptor's file (systemd.exec(5))."""
     try:
         status = os.fstat(fd)
     except OSError:
@@ -239,10 +254,11 @@ def is_journal(fd: int) -> bool:
 
 
 def printable(text: str, limit: int = FIELD_MAX, *, tail: bool = False, quoted: str = "") -> str:
-    """Return the text with everything that is not printable escaped, and at most `limit` characters of it, or of its `tail`.
+    """Return at most `limit` characters of the text, with unprintable characters escaped.
 
-    A peer's text could otherwise end a line, or move the cursor of whoever reads the log. `quoted` are characters that get a backslash. An
-    escape is there whole or not at all.
+    A peer's text could otherwise end a line, or move the cursor of a terminal that shows the log.
+    With `tail` the end of the text is kept, else the beginning. The characters in `quoted` get a
+    backslash. An escape is never cut.
     """
     cut = len(text) > limit
     if cut:
@@ -260,7 +276,11 @@ def printable(text: str, limit: int = FIELD_MAX, *, tail: bool = False, quoted: 
 
 
 def _escape(c: str) -> str:
-    """Return a character as Python writes it; not by its codec, a file that may be closed to a process that has become another user."""
+    """Return a character as an escape of a Python string.
+
+    Python's own codec is a file of the standard library, which a process may be unable to read
+    after a change of user.
+    """
     number = ord(c)
     if number < 0x100:
         return _ESCAPES.get(c) or f"\\x{number:02x}"
@@ -271,25 +291,25 @@ _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def escaped(text: str) -> str:
-    """Return text of several lines for a terminal: its line breaks, and everything else that is not printable escaped."""
+    """Return a text for a terminal: line breaks are kept, other unprintable characters escaped."""
     return "\n".join(printable(line, len(line) * 10) for line in text.split("\n"))
 
 
-def _limit(key: str, limits: tuple[int, int]) -> tuple[int, bool]:
-    """Return how many characters a field may have, and whether it is their end that counts."""
+def _field_limit(key: str, limits: tuple[int, int]) -> tuple[int, bool]:
+    """Return the most characters of a field, and whether the field's end is kept."""
     return limits[key in LONG], key == "traceback"
 
 
-def _as_text(now: float | None, level: str, event: str, fields: dict[str, Any], limits: tuple[int, int], *, terminal: bool) -> str:
-    parts = [level, event] if now is None else [_stamp(now), level, event]
+def _format_text(now: float | None, level: str, event: str, fields: dict[str, Any], limits: tuple[int, int], *, terminal: bool) -> str:
+    parts = [level, event] if now is None else [_timestamp(now), level, event]
     below = ""
     for key, value in fields.items():
         if value is None:
             continue
         text = f"{value:.6g}" if isinstance(value, float) else str(value)
-        limit, tail = _limit(key, limits)
+        limit, tail = _field_limit(key, limits)
         if terminal and key == "traceback":
-            # Whoever sits there wants to read it.
+            # At a terminal the traceback keeps its lines, below the event.
             below = "\n" + escaped(text[-limit:].rstrip("\n"))
             continue
         if not text or not text.isprintable() or any(c in text for c in ' "=\\'):
@@ -300,27 +320,27 @@ def _as_text(now: float | None, level: str, event: str, fields: dict[str, Any], 
     return " ".join(parts) + below
 
 
-def _as_json(now: float, level: str, event: str, fields: dict[str, Any], limits: tuple[int, int], *, raw: bool) -> str:
-    import json  # only who asked for JSON pays for it
+def _format_json(now: float, level: str, event: str, fields: dict[str, Any], limits: tuple[int, int], *, raw: bool) -> str:
+    import json  # only a log in JSON loads the module
 
-    record: dict[str, Any] = {"time": _stamp(now), "level": level, "event": event}
+    record: dict[str, Any] = {"time": _timestamp(now), "level": level, "event": event}
     for key, value in fields.items():
         if value is None:
             continue
-        limit, tail = _limit(key, limits)
+        limit, tail = _field_limit(key, limits)
         if isinstance(value, float) and abs(value) < float("inf"):
             record[key] = round(value, 6)
         elif isinstance(value, int) and abs(value) < 1 << 64:
             record[key] = value
         elif raw:
-            # The logger escapes it once it knows for what.
+            # The logger escapes the text, because only the logger knows the format of the log.
             record[key] = str(value)[-limit:] if tail else str(value)[:limit]
         else:
             record[key] = printable(str(value), limit, tail=tail)
     return json.dumps(record, ensure_ascii=raw)
 
 
-def _stamp(now: float) -> str:
+def _timestamp(now: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
 
 

@@ -1,10 +1,12 @@
-"""What print() writes to: sys.stdout and sys.stderr of a process whose descriptors 1 and 2 are the log's stream.
+"""Replaces sys.stdout and sys.stderr in a process whose descriptors 1 and 2 are the log's stream.
 
-That stream may be full because nobody reads it, or closed because nobody will. Python's own streams would wait for ever then, or raise, and
-a session would keep its place for a line that nobody reads. These wait for a second at the most, drop what is not taken and count it; the
-next line that goes out says how much that was.
+The stream may be full because no process reads from the stream, or closed. Python's own streams
+would then wait for ever or raise, and a session would keep its worker for a line that no process
+reads. These streams wait for at most one second, drop what the log's stream does not take, and
+count the dropped writes. The next line that goes out tells the number.
 
-Made once, in the mold, before the handler's import. Lines go out as they are printed, each in one piece (pipe(7), PIPE_BUF).
+The mold makes the two streams before the handler's import. Each printed line goes out at once and
+in one piece (pipe(7), PIPE_BUF).
 """
 
 from __future__ import annotations
@@ -19,28 +21,32 @@ from time import monotonic
 from poold.log import LINE_MAX, RWF_NOWAIT
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
     from _typeshed import ReadableBuffer
 
+# The most seconds that a write waits.
 PATIENCE = 1.0
-# This stream cannot be written to "now or never".
-_CANNOT = (EOPNOTSUPP, ENOSYS, ESPIPE)
+# The errors by which the kernel says that this stream has no RWF_NOWAIT (pwritev2(2)).
+_NO_NOWAIT = (EOPNOTSUPP, ENOSYS, ESPIPE)
 
 
 class LogStream(io.RawIOBase):
-    """The log's stream at a descriptor. If a handler puts another file there, that is written to as any file."""
+    """The log's stream at a descriptor.
+
+    If a handler puts another file at the descriptor, writes go to that file without a time limit.
+    """
 
     def __init__(self, fd: int) -> None:
         super().__init__()
         self._fd = fd
-        self._file = _file_of(fd)
+        self._file = _file_id(fd)
         self._nowait = True
-        # Waited in vain: nothing is waited for until something is taken again.
+        # True after a wait in vain. Later writes then do not wait, until one of them succeeds.
         self._stuck = False
         self.dropped = 0
 
     def writable(self) -> bool:
-        """Say that it can be written to."""
+        """Return True: the stream can be written to."""
         return True
 
     def fileno(self) -> int:
@@ -48,22 +54,26 @@ class LogStream(io.RawIOBase):
         return self._fd
 
     def isatty(self) -> bool:
-        """Say whether it is a terminal."""
+        """Return whether the descriptor is a terminal."""
         return os.isatty(self._fd)
 
     def write(self, data: ReadableBuffer) -> int:
-        """Write everything within a second, or drop the rest; all of it counts as written. Raises OSError when the descriptor is closed."""
+        """Write what the stream takes within a second, and drop the rest.
+
+        Return the length of the data, as if all were written. Raises OSError where the descriptor
+        is closed.
+        """
         content = bytes(data)
         if self.dropped:
-            told = f"poold: {self.dropped} writes to this stream were dropped, because nobody read it\n".encode()
-            if self.put(told) == len(told):
+            notice = f"poold: {self.dropped} writes to this stream were dropped, because nobody read it\n".encode()
+            if self.put(notice) == len(notice):
                 self.dropped = 0
         if self.put(content) < len(content):
             self.dropped += 1
         return len(content)
 
     def put(self, content: bytes) -> int:
-        """Write as much as is taken within a second, and return how much that was. Raises as `write`."""
+        """Write what the stream takes within a second. Return how many bytes. Raises as `write`."""
         at = 0
         while at < len(content):
             piece = content[at : at + LINE_MAX]
@@ -72,20 +82,20 @@ class LogStream(io.RawIOBase):
             try:
                 taken = os.pwritev(self._fd, [piece], -1, RWF_NOWAIT) if self._nowait else 0
             except OSError as error:
-                self._nowait = self._nowait and error.errno not in _CANNOT
-                if self._nowait and not isinstance(error, BlockingIOError) and self._is_the_logs():
-                    # Nobody will ever read it, or its disk is full.
+                self._nowait = self._nowait and error.errno not in _NO_NOWAIT
+                if self._nowait and not isinstance(error, BlockingIOError) and self._is_log_file():
+                    # The stream is closed at the other end, or the disk is full.
                     return at
                 taken = 0
-            taken = taken or self._put_patiently(piece)
+            taken = taken or self._wait_and_put(piece)
             if not taken:
                 return at
             at += taken
         return at
 
-    def _put_patiently(self, piece: bytes) -> int:
-        """Wait until a piece is taken, wholly or in part, and return how much; 0 when it was not."""
-        if not self._is_the_logs():
+    def _wait_and_put(self, piece: bytes) -> int:
+        """Wait until the stream takes bytes of this piece. Return how many, or 0 after a second."""
+        if not self._is_log_file():
             return os.write(self._fd, piece)
         ready = poll()
         ready.register(self._fd, POLLOUT)
@@ -97,45 +107,45 @@ class LogStream(io.RawIOBase):
             try:
                 taken = os.pwritev(self._fd, [piece], -1, RWF_NOWAIT) if self._nowait else os.write(self._fd, piece)
             except BlockingIOError:
-                # Somebody else was faster.
+                # Another process has filled the stream in between.
                 if left <= 0:
                     break
                 continue
             except OSError:
-                # Nobody will ever read it.
+                # The stream is closed at the other end.
                 break
             self._stuck = False
             return taken
         self._stuck = True
         return 0
 
-    def _is_the_logs(self) -> bool:
+    def _is_log_file(self) -> bool:
         try:
-            return _file_of(self._fd) == self._file
+            return _file_id(self._fd) == self._file
         except OSError as error:
             raise OSError(EBADF, os.strerror(EBADF)) from error
 
 
-def _file_of(fd: int) -> tuple[int, int]:
+def _file_id(fd: int) -> tuple[int, int]:
     status = os.fstat(fd)
     return status.st_dev, status.st_ino
 
 
 def install() -> None:
-    """Have this process's standard output and error be such streams, with the encoding that they have."""
+    """Replace sys.stdout and sys.stderr by such streams, with the same encodings."""
     for name, fd in (("stdout", 1), ("stderr", 2)):
-        before = getattr(sys, name)
-        encoding, errors = (before.encoding, before.errors) if before is not None else ("utf-8", "backslashreplace")
+        old = getattr(sys, name)
+        encoding, errors = (old.encoding, old.errors) if old is not None else ("utf-8", "backslashreplace")
         stream = io.TextIOWrapper(io.BufferedWriter(LogStream(fd)), encoding, errors, line_buffering=True)
-        stream.mode = "w"  # type: ignore[misc]  # as the interpreter's own have it
+        stream.mode = "w"  # type: ignore[misc]  # as in the interpreter's own streams
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
 
 
 def flush() -> None:
-    """Let what was printed go out."""
+    """Write out what was printed so far."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BaseException:  # noqa: S112 -- the stream is closed, or is something of the handler's: nowhere to say so
-            continue  # nothing that a handler leaves behind changes how its session ended
+        except BaseException:  # noqa: S112 -- the stream is closed, or the handler has replaced it
+            continue  # a broken stream must not change how the session has ended

@@ -209,7 +209,7 @@ def test_line_after_a_torn_one() -> None:
     with ours, theirs:
         log = Log(theirs.fileno())
         log.configure(format="json", level="info", journal=False)
-        log._line = lambda event, level, fields: b"x" * 999_999 + b"\n"  # type: ignore[method-assign]
+        log._format_line = lambda event, level, fields: b"x" * 999_999 + b"\n"  # type: ignore[method-assign]
         log.info("torn")
         assert log.dropped == 1
         received = b""
@@ -217,7 +217,7 @@ def test_line_after_a_torn_one() -> None:
             while True:
                 received += ours.recv(1 << 20, socket.MSG_DONTWAIT)
         assert 0 < len(received) < 1_000_000
-        del log._line  # type: ignore[misc]
+        del log._format_line  # type: ignore[misc]
         log.info("whole")
         rest = ours.recv(1 << 20)
         assert rest.startswith(b"\n")

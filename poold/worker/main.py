@@ -304,7 +304,7 @@ class Worker:
 
     def _note_client_gone(self) -> None:
         try:
-            self._session_activity().client_gone()
+            self._session_activity().note_client_gone()
         except OSError:
             # The handler has closed the activity page: the master counts this session as `exit`.
             return
