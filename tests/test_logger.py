@@ -18,8 +18,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from poold.log import LINE_MAX, RECORD, Log
-from poold.logger.lines import PIECE, Lines
-from poold.logger.records import EVENTS, FIELDS, Recorder, note_output, note_own
+from poold.logger.lines import PIECE_MAX, LineBuffer
+from poold.logger.records import EVENTS, FIELDS, LineLog, record_output, record_own
 from poold.master.children.streams import reopened
 from tests.childkit import mold_of
 from tests.faultkit import Pipe, ended, terminated, traced
@@ -53,7 +53,7 @@ def output(daemon: Daemon) -> list[str]:
 
 def fed(chunks: list[bytes]) -> list[bytes]:
     """Return the lines of these chunks."""
-    lines = Lines()
+    lines = LineBuffer()
     found = [line for chunk in chunks for line in lines.feed(chunk)]
     return [*found, *lines.flush()]
 
@@ -71,7 +71,7 @@ def test_no_byte_is_lost(chunks: list[bytes]) -> None:
     """Whatever comes in whatever chunks, every byte but the ends of lines is in a line, in order, and lines are bounded."""
     lines = fed(chunks)
     assert b"".join(lines) == b"".join(chunks).replace(b"\n", b"")
-    assert all(0 < len(line) <= (LINE_MAX if line.startswith(MARK) else PIECE) for line in lines)
+    assert all(0 < len(line) <= (LINE_MAX if line.startswith(MARK) else PIECE_MAX) for line in lines)
 
 
 @given(STREAMS, st.data())
@@ -79,7 +79,7 @@ def test_chunks_do_not_matter(chunks: list[bytes], data: st.DataObject) -> None:
     """Where the bytes are cut on their way changes nothing for lines that are short enough."""
     whole = b"".join(chunks)
     lines = [line for part in whole.split(b"\n") for line in re.split(b"(?=" + MARK + b")", part) if line]
-    if any(len(line) > PIECE for line in lines):
+    if any(len(line) > PIECE_MAX for line in lines):
         return
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=5)))
     assert fed([whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]) == lines
@@ -92,23 +92,23 @@ def test_characters_are_not_cut() -> None:
     assert "".join(piece.decode() for piece in pieces) == "€" * 3000
 
 
-@given(st.sampled_from(["text", "json"]), st.sampled_from([note_own, note_output]), st.binary(max_size=LINE_MAX), st.booleans())
-@example("json", note_output, b'{"event": "handler_failed", "session": 1e999, "traceback": "\\ud800"}', True)
-@example("json", note_output, b'{"event": "handler_failed", "session": NaN}', True)
-@example("json", note_output, b'{"event": "handler_failed", "session": [1]}', True)
-@example("json", note_output, b'{"event": ["handler_failed"]}', True)
-@example("text", note_output, b"[" * 4000, True)
-@example("text", note_own, b"\x1b]0;owned\x07", True)
+@given(st.sampled_from(["text", "json"]), st.sampled_from([record_own, record_output]), st.binary(max_size=LINE_MAX), st.booleans())
+@example("json", record_output, b'{"event": "handler_failed", "session": 1e999, "traceback": "\\ud800"}', True)
+@example("json", record_output, b'{"event": "handler_failed", "session": NaN}', True)
+@example("json", record_output, b'{"event": "handler_failed", "session": [1]}', True)
+@example("json", record_output, b'{"event": ["handler_failed"]}', True)
+@example("text", record_output, b"[" * 4000, True)
+@example("text", record_own, b"\x1b]0;owned\x07", True)
 def test_any_bytes_are_a_line_of_the_log(form: str, note: Any, data: bytes, framed: bool) -> None:
     """Whatever is written into a pipe becomes one printable line of bounded length, and JSON where JSON is asked for."""
-    log = Recorder()
+    log = LineLog()
     log.configure(format=form, level="debug", journal=False)
     note(log, (MARK if framed else b"") + data.replace(b"\n", b"").replace(MARK, b""))
     [line] = log.take()
     assert len(line) <= LINE_MAX + 1
     text = line.decode()
     assert text[:-1].isprintable()
-    if form == "json" and note is note_output:
+    if form == "json" and note is record_output:
         record = json.loads(text, parse_constant=pytest.fail)
         assert record["event"] == "handler_output" or (record["event"] in EVENTS and record["by"] == "child")
 
@@ -119,9 +119,9 @@ fields = st.dictionaries(st.text(max_size=10) | st.sampled_from(["session", "tra
 @given(st.sampled_from([*EVENTS, "stopped", "ready", "session_ended", ""]), fields)
 def test_a_child_cannot_say_more_than_it_may(event: str, said: dict[str, str]) -> None:
     """A record from a process with user code is one of four events, has their fields alone, and bears the mark of a child's word."""
-    log = Recorder()
+    log = LineLog()
     log.configure(format="json", level="debug", journal=False)
-    note_output(log, MARK + json.dumps({**said, "event": event}).encode())
+    record_output(log, MARK + json.dumps({**said, "event": event}).encode())
     record = json.loads(log.take()[0])
     if event in EVENTS:
         assert (record["event"], record["by"], record["level"]) == (event, "child", EVENTS[event])
@@ -135,10 +135,10 @@ def test_a_record_of_a_child_is_what_the_log_writes() -> None:
 
     class Kept(Log):
         def put(self, line: bytes) -> bool:
-            note_output(recorder, line.rstrip(b"\n"))
+            record_output(recorder, line.rstrip(b"\n"))
             return True
 
-    recorder = Recorder()
+    recorder = LineLog()
     recorder.configure(format="json", level="debug", journal=False)
     child = Kept()
     child.configure(format="raw", level="info", framed=True, journal=False)

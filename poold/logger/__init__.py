@@ -1,5 +1,7 @@
-"""The logger: the process that alone writes to the log's stream, where that is a file or a socket.
+"""The logger: the process that alone writes to the log's stream, if that is a file or a socket.
 
-A disk that stands still holds whoever writes to it, and an open file can be truncated, sought and switched to O_NONBLOCK by everybody who
-has it. So everybody else writes into a pipe, and what waits, or could be damaged, is here.
+A write to a file waits as long as the disk stands still. A process that has the log's file open can
+truncate the file, move its position, and switch the file to O_NONBLOCK. The other processes
+therefore write into pipes. Only the logger waits for the disk, and only the logger has the file
+open.
 """

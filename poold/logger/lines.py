@@ -1,52 +1,53 @@
-"""From bytes in chunks to lines: pure. Bounded, whatever comes."""
+"""Cuts the bytes of a pipe into lines of bounded length. Makes no system call."""
 
 from poold.log import LINE_MAX, RECORD
 
 _RECORD = RECORD.encode()
-# Text without a line break is told in pieces of this size.
-PIECE = 2000
+# The most bytes of a line that is no record. Longer text is cut into pieces of this size.
+PIECE_MAX = 2000
 
 
-class Lines:
-    """What has come of one pipe and is not a whole line yet."""
+class LineBuffer:
+    """Holds the bytes of one pipe that are not a whole line yet."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._partial = b""
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Take the next bytes and return the lines that they complete, without their ends; empty ones are left out.
+        """Take the next bytes. Return the lines that they complete, without line breaks.
 
-        A record begins a line, whatever stood before it: who left half a line cannot spoil another's record.
+        Empty lines are left out. A record always begins a new line, so that half a line of one
+        process cannot spoil the record of another.
         """
-        *lines, self._rest = (self._rest + chunk).replace(_RECORD, b"\n" + _RECORD).split(b"\n")
-        found = [piece for line in lines for piece in _pieces(line)]
-        if len(self._rest) > _longest(self._rest):
-            *more, self._rest = _pieces(self._rest)
+        *lines, self._partial = (self._partial + chunk).replace(_RECORD, b"\n" + _RECORD).split(b"\n")
+        found = [piece for line in lines for piece in _cut(line)]
+        if len(self._partial) > _length_max(self._partial):
+            *more, self._partial = _cut(self._partial)
             found += more
         return found
 
     def flush(self) -> list[bytes]:
-        """Return what has come so far as if it were a line."""
-        rest, self._rest = self._rest, b""
-        return _pieces(rest)
+        """Return the held bytes as if they were a whole line."""
+        rest, self._partial = self._partial, b""
+        return _cut(rest)
 
     @property
     def waiting(self) -> bool:
-        """Say whether there is half a line."""
-        return bool(self._rest)
+        """Return whether there is half a line."""
+        return bool(self._partial)
 
 
-def _longest(line: bytes) -> int:
-    return LINE_MAX if line.startswith(_RECORD) else PIECE
+def _length_max(line: bytes) -> int:
+    return LINE_MAX if line.startswith(_RECORD) else PIECE_MAX
 
 
-def _pieces(line: bytes) -> list[bytes]:
-    """Cut a line that is too long, not within a character of UTF-8 where that can be avoided."""
-    if len(line) <= _longest(line):
+def _cut(line: bytes) -> list[bytes]:
+    """Cut a line that is too long, between two characters if the line is UTF-8."""
+    if len(line) <= _length_max(line):
         return [line] if line else []
     pieces = []
-    while len(line) > PIECE:
-        at = next((at for at in range(PIECE, PIECE - 4, -1) if line[at] & 0xC0 != 0x80), PIECE)
+    while len(line) > PIECE_MAX:
+        at = next((at for at in range(PIECE_MAX, PIECE_MAX - 4, -1) if line[at] & 0xC0 != 0x80), PIECE_MAX)
         pieces.append(line[:at])
         line = line[at:]
     return [*pieces, line]

@@ -1,8 +1,10 @@
-"""A logger's life: read what others write, write lines, until the master says that there is no more.
+"""The life of a logger: read what other processes write, write lines, end when the master says so.
 
-Started as every child is; `own` and `output` are the pipes of poold's own processes and of those with user code, `lifeline` is a channel
-to the master (see the end of `poold.channel`). When that ends without a word, the master has ended, or an older program has taken the
-master's place that knows no logger: then this process goes on until nobody has the pipes any more.
+The master starts a logger like any child. `own` is the pipe of poold's processes without user code,
+`output` the pipe of processes with user code. `lifeline` is a channel to the master (see the end of
+`poold.channel`). The lifeline may end without LOGGER_LEAVE. Then the master is dead, or an older
+version without loggers has taken the master's place. In the second case the logger goes on until no
+process has the pipes open any more.
 """
 
 import json
@@ -16,66 +18,67 @@ import time
 from poold import arguments, channel, sandbox
 from poold.channel import LOGGER_LEAVE, LOGGER_READY, LOGGER_WORD_MAX, LOST
 from poold.logger import records
-from poold.logger.lines import Lines
-from poold.logger.records import Recorder
+from poold.logger.lines import LineBuffer
+from poold.logger.records import LineLog
 from poold.logger.sink import Sink
 
-# What is read of a pipe at once. A logger that is killed takes no more than this along.
-CHUNK = 16 << 10
-# How long half a line waits for its other half.
+# The most bytes of one read. A logger that is killed loses no more than these.
+READ_MAX = 16 << 10
+# Seconds that half a line waits for its other half.
 HALF_SECONDS = 1.0
-# What is read at the end, of each pipe: nobody is to write for ever.
+# The most bytes that the logger reads from each pipe at the end, however much is written.
 LAST_BYTES = 4 << 20
-# How long those who outlive the master for a moment are listened to.
-GRACE_SECONDS = 1.0
+# Seconds for which a logger still reads after the master's death.
+ORPHAN_SECONDS = 1.0
 NEVER_WAIT = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 
 
 class Logger:
-    """Two pipes, one stream."""
+    """Reads two pipes and writes one stream."""
 
-    def __init__(self, fds: dict[str, int], lifeline: channel.Wire, *, master: int, log: Recorder) -> None:
+    def __init__(self, fds: dict[str, int], lifeline: channel.Wire, *, master: int, log: LineLog) -> None:
         self._log = log
         self._lifeline = lifeline
         self._master = master
         self._sink = Sink()
-        self._pipes = {fds["own"]: Lines(), fds["output"]: Lines()}
-        self._note = {fds["own"]: records.note_own, fds["output"]: records.note_output}
+        self._pipes = {fds["own"]: LineBuffer(), fds["output"]: LineBuffer()}
+        self._recorders = {fds["own"]: records.record_own, fds["output"]: records.record_output}
         self._poll = select.poll()
         for fd in (*self._pipes, lifeline.fileno()):
             self._poll.register(fd, select.POLLIN)
-        # Since when there has been half a line, and when to stop listening to those who outlive the master.
+        # The time since which there has been half a line, and the time to end after the master's
+        # death. 0: none.
         self._half_since = 0.0
-        self._until = 0.0
+        self._end_at = 0.0
 
     def run(self) -> None:
-        """Write lines until there will be none any more."""
-        self._tell(LOGGER_READY)
-        while self._pipes and not (self._until and time.monotonic() > self._until):
-            for fd, _ in self._poll.poll(self._patience()):
+        """Write lines until the master says leave, or all pipes are closed."""
+        self._send_master(LOGGER_READY)
+        while self._pipes and not (self._end_at and time.monotonic() > self._end_at):
+            for fd, _ in self._poll.poll(self._poll_timeout()):
                 if fd != self._lifeline.fileno():
                     self._read(fd)
-                elif not self._hear():
-                    self._finish()
+                elif not self._obey_master():
+                    self._write_rest()
                     return
-            self._settle_halves()
+            self._flush_old_halves()
             self._write()
 
-    def _patience(self) -> float | None:
-        due = [at for at in (self._until, self._half_since and self._half_since + HALF_SECONDS) if at]
-        return max(0.0, min(due) - time.monotonic()) * 1000 if due else None
+    def _poll_timeout(self) -> float | None:
+        due_times = [at for at in (self._end_at, self._half_since and self._half_since + HALF_SECONDS) if at]
+        return max(0.0, min(due_times) - time.monotonic()) * 1000 if due_times else None
 
     def _read(self, fd: int) -> int:
-        """Read of one pipe; return how much there was."""
-        chunk = os.read(fd, CHUNK)
+        """Read from one pipe once. Return the number of bytes."""
+        chunk = os.read(fd, READ_MAX)
         if not chunk:
             self._poll.unregister(fd)
         for line in self._pipes[fd].feed(chunk) if chunk else self._pipes.pop(fd).flush():
-            self._note[fd](self._log, line)
+            self._recorders[fd](self._log, line)
         return len(chunk)
 
-    def _settle_halves(self) -> None:
-        """Let half a line wait for its other half, but not for long."""
+    def _flush_old_halves(self) -> None:
+        """Write half a line that has waited for its other half for `HALF_SECONDS`."""
         if not any(lines.waiting for lines in self._pipes.values()):
             self._half_since = 0.0
         elif not self._half_since:
@@ -84,14 +87,14 @@ class Logger:
             self._half_since = 0.0
             for fd, lines in self._pipes.items():
                 for line in lines.flush():
-                    self._note[fd](self._log, line)
+                    self._recorders[fd](self._log, line)
 
-    def _hear(self) -> bool:
-        """Take the master's word; say whether to go on."""
+    def _obey_master(self) -> bool:
+        """Read one word of the master. Return whether to go on."""
         try:
             word = self._lifeline.recv(LOGGER_WORD_MAX)
         except ConnectionResetError:
-            # It has gone without reading all that was said to it.
+            # The master has ended with unread words in its queue (unix(7)). That is an end as well.
             word = b""
         if word == LOGGER_LEAVE:
             return False
@@ -100,11 +103,11 @@ class Logger:
             return True
         self._poll.unregister(self._lifeline.fileno())
         if os.getppid() != self._master:
-            self._until = time.monotonic() + GRACE_SECONDS
+            self._end_at = time.monotonic() + ORPHAN_SECONDS
         return True
 
-    def _finish(self) -> None:
-        """Write what is there already, and no more."""
+    def _write_rest(self) -> None:
+        """Write all that is in the pipes already, within `LAST_BYTES` for each."""
         for fd in list(self._pipes):
             left = LAST_BYTES
             ready = select.poll()
@@ -114,35 +117,37 @@ class Logger:
                 self._write()
         for fd, lines in self._pipes.items():
             for line in lines.flush():
-                self._note[fd](self._log, line)
+                self._recorders[fd](self._log, line)
         self._write()
 
     def _write(self) -> None:
         lines = self._log.take()
         if not lines:
             return
-        told, self._sink.lost = self._sink.lost, 0
-        if told:
-            self._log.warning("log_dropped", lines=told)
+        reported, self._sink.lost = self._sink.lost, 0
+        if reported:
+            self._log.warning("log_dropped", lines=reported)
             lines = [*self._log.take(), *lines]
         lost = self._sink.write(lines)
-        if told and lost == len(lines):
-            # Nobody has read of those either, and this line about them is none of the log's.
-            self._sink.lost += told - 1
+        if reported and lost == len(lines):
+            # `log_dropped` is lost as well. The reported lines stay unreported, and `log_dropped`
+            # itself does not count as one of them.
+            self._sink.lost += reported - 1
             lost -= 1
         if lost:
-            self._tell(LOST.pack(lost))
+            self._send_master(LOST.pack(lost))
 
-    def _tell(self, word: bytes) -> None:
+    def _send_master(self, word: bytes) -> None:
         try:
             self._lifeline.send(word, NEVER_WAIT)
         except OSError:
-            # It is gone, or busy: its counter is short of these lines, which the log itself tells of.
+            # The master is dead or busy. The master's counter lacks these lines. `log_dropped`
+            # tells of them in the log.
             return
 
 
 def main() -> None:
-    """Run a logger until the master lets it go."""
+    """Run a logger to its end."""
     sandbox.hide()
     fds = arguments.read(sys.argv[1:])
     for fd in fds.values():
@@ -152,14 +157,14 @@ def main() -> None:
 
         set_title("logger")
     except ImportError:
-        # Isolated, this interpreter may not find a library that others do: a title is not worth the log.
+        # An isolated interpreter may not find setproctitle. The log works without a title.
         pass
     with open(fds["settings"], "rb") as file:
         settings = json.loads(file.read())
     resource.setrlimit(resource.RLIMIT_NOFILE, tuple(settings["nofile"]))
     sandbox.become_identity(settings["becomes"])
-    log = Recorder()
-    # Children write what their own level lets through.
+    log = LineLog()
+    # Each child applies the level itself. The logger writes all that comes.
     log.configure(format=settings["log_format"], level="debug", journal=settings["log_journal"])
     lifeline = channel.wire(fds["lifeline"])
     Logger(fds, lifeline, master=settings["master"], log=log).run()

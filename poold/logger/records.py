@@ -1,7 +1,8 @@
-"""What a line means: poold's own, a child's word, or what a handler printed. Makes the lines of the log.
+"""Makes the log's lines from poold's own records, from children's records and from printed text.
 
-Whoever has the pipe of a handler's output can write anything into it. So nothing from there becomes a line as it is: a record may only be
-one of the few that children write, and says that it is a child's word (`by=child`); everything else is text that a handler printed.
+A handler can write anything into the pipe of its output. No text from that pipe becomes a line
+unchanged. A record from that pipe must be one of the few that children write, and its line says so
+(`by=child`). All other text is logged as text that a handler has printed.
 """
 
 import json
@@ -10,7 +11,8 @@ from typing import Any
 from poold.log import RECORD, Log
 
 _RECORD = RECORD.encode()
-# What children may say that run user code, or whose user does, and how grave it is: not as they say.
+# The events of children that user code can forge. Each has the level given here, whatever level the
+# record claims.
 EVENTS = {
     "accept_error": "warning",
     "connection_not_closed": "debug",
@@ -24,8 +26,8 @@ EVENTS = {
 FIELDS = ("session", "peer", "listener", "error", "reason", "suppressed", "traceback")
 
 
-class Recorder(Log):
-    """A log whose lines are kept until they are taken."""
+class LineLog(Log):
+    """A log that keeps its lines until `take` returns them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,28 +39,32 @@ class Recorder(Log):
         return True
 
     def take(self) -> list[bytes]:
-        """Return the lines since the last time."""
+        """Return the lines since the last call."""
         lines, self._lines = self._lines, []
         return lines
 
 
-def note_own(log: Recorder, line: bytes) -> None:
-    """Make a line of what a process without user code wrote: a record is one already, anything else is a fault's own words."""
+def record_own(log: LineLog, line: bytes) -> None:
+    """Log a line of a process without user code.
+
+    A record is a finished line. Any other text comes from a fault, such as the last output of a
+    failing interpreter.
+    """
     if line.startswith(_RECORD) and _is_text(line[1:]):
         log.put(line[1:] + b"\n")
     else:
-        log.warning("stray_output", line=_text(line))
+        log.warning("stray_output", line=_decode(line))
 
 
-def note_output(log: Recorder, line: bytes) -> None:
-    """Make a line of what a process with user code wrote."""
-    record = _record(line[1:]) if line.startswith(_RECORD) else None
+def record_output(log: LineLog, line: bytes) -> None:
+    """Log a line of a process with user code."""
+    record = _parse_record(line[1:]) if line.startswith(_RECORD) else None
     if record is None:
-        log.info("handler_output", line=_text(line))
+        log.info("handler_output", line=_decode(line))
         return
     event, fields = record
-    say = {"debug": log.debug, "info": log.info, "warning": log.warning, "error": log.error}[EVENTS[event]]
-    say(event, **fields, by="child")
+    write = {"debug": log.debug, "info": log.info, "warning": log.warning, "error": log.error}[EVENTS[event]]
+    write(event, **fields, by="child")
 
 
 def _is_text(line: bytes) -> bool:
@@ -68,12 +74,12 @@ def _is_text(line: bytes) -> bool:
         return False
 
 
-def _text(line: bytes) -> str:
+def _decode(line: bytes) -> str:
     return line.decode("utf-8", "backslashreplace")
 
 
-def _record(data: bytes) -> tuple[str, dict[str, Any]] | None:
-    """Return event and fields of a record that a child may have written, None for any other."""
+def _parse_record(data: bytes) -> tuple[str, dict[str, Any]] | None:
+    """Return event and fields of a record that children may write, or None."""
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
