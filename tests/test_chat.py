@@ -28,7 +28,18 @@ from hypothesis import strategies as st
 from poold.handlers.chat import check_options
 from poold.handlers.chat.hall import hall_name
 from poold.handlers.chat.options import NUMBERS
-from poold.handlers.chat.text import Backlog, Bucket, LineSplitter, clean, common_form, decode, encode, fit, key, name_problem
+from poold.handlers.chat.text import (
+    Backlog,
+    Bucket,
+    LineSplitter,
+    clean_line,
+    common_form,
+    decode,
+    encode,
+    encode_within,
+    name_key,
+    name_problem,
+)
 from tests.procfs import status_fields
 from tests.support import Client as WireClient
 from tests.support import Daemon
@@ -74,7 +85,7 @@ except ConnectionError:
 connection.close()
 """
 # By default a session wakes for nothing but what it is sent.
-QUIET = {"chat.session.TICK": 600.0}
+QUIET = {"chat.session.LOOK_SECONDS": 600.0}
 # Stands for another master: its child is a session of another daemon.
 OTHER_MASTER = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:], close_fds=False))"
 
@@ -553,7 +564,7 @@ def test_terminated_with_a_client_that_does_not_read(chat: Chat) -> None:
 
 def test_a_drain_is_told(chat: Chat) -> None:
     """An idle client is told once that the server is going down, may go on, and is then ended without a word to its room."""
-    quick = {"chat.session.TICK": 0.05}
+    quick = {"chat.session.LOOK_SECONDS": 0.05}
     alice, bob = chat.member("alice", constants=quick), chat.member("bob", constants=quick)
     (chat.folder / "drain").touch()
     alice.hear("*** The server is going down")
@@ -585,7 +596,7 @@ def test_a_stuck_lock_stops_nobody(chat: Chat) -> None:
 
 def test_a_fifo_stays_young(chat: Chat) -> None:
     """A session that lasts keeps its FIFO from looking like something old in a temporary folder."""
-    chat.member("alice", constants={"chat.session.TICK": 0.02, "chat.session.REFRESH": 0.02})
+    chat.member("alice", constants={"chat.session.LOOK_SECONDS": 0.02, "chat.session.REFRESH_SECONDS": 0.02})
     os.utime(chat.hall / "names" / "alice", (0, 0))
     eventually(lambda: (chat.hall / "names" / "alice").stat().st_mtime > 0, "the FIFO has a new date")
 
@@ -907,7 +918,7 @@ def test_names_that_are_accepted_are_file_names(name: str) -> None:
     """What passes as a name is short enough for a file name in every spelling, and shows nothing but itself."""
     if name_problem(name, 21) is None:
         assert 1 <= len(encode(name)) <= 255
-        assert 1 <= len(key(name)) <= 255
+        assert 1 <= len(name_key(name)) <= 255
         assert name.isprintable()
         assert not set(name) & set(" <>[]*#/@!%")
 
@@ -918,7 +929,7 @@ def test_one_form_of_a_name(name: str) -> None:
     form = common_form(name)
     assert common_form(form) == form
     for other in (form, name.casefold(), *(unicodedata.normalize(kind, name) for kind in ("NFC", "NFD", "NFKC", "NFKD"))):
-        assert key(other) == key(name)
+        assert name_key(other) == name_key(name)
 
 
 def test_no_letter_of_a_name_is_invisible() -> None:
@@ -935,15 +946,15 @@ def test_no_letter_of_a_name_is_invisible() -> None:
 @given(st.binary(max_size=300))
 def test_clean_text_is_printable(line: bytes) -> None:
     """Whatever the bytes, the text can be shown, and cleaning it again changes nothing."""
-    text = clean(line)
+    text = clean_line(line)
     assert text.replace("\u200c", "").replace("\u200d", "").isprintable()
-    assert clean(text.encode()) == text
+    assert clean_line(text.encode()) == text
 
 
 @given(st.text(max_size=50), st.integers(0, 100))
 def test_fitting_cuts_between_characters(text: str, most: int) -> None:
     """A text is cut to so many bytes, never within a character, and not at all if it fits."""
-    data = fit(text, most)
+    data = encode_within(text, most)
     assert text.startswith(data.decode())
     assert len(data) <= most
     assert len(text.encode()) > most or data == text.encode()

@@ -1,6 +1,7 @@
-"""The handlers that ship: `echo`, `daytime` (RFC 867) and `chat`, each with a `serve` that takes one `poold.Connection`.
+"""The handlers that come with poold: `echo`, `daytime` (RFC 867), `chat`.
 
-They are ordinary handlers: they use what any handler may use and know nothing of master, mold or worker. A mold imports only
-the one it is set to serve, and pays for that at every fork; hence their few imports. What must never happen here: a thread, a
-process or a descriptor that an import leaves behind.
+Each has a function `serve` that takes one `poold.Connection`. They use what any handler may use,
+and know nothing of master, mold or worker. A mold imports only the handler that the settings name.
+Each clone pays for the memory of that import, so these handlers import little. Their import must
+leave no thread, no process and no open descriptor behind.
 """

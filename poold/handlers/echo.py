@@ -1,12 +1,12 @@
-"""The echo handler (RFC 862): whatever the client sends goes back, until it has sent its last byte."""
+"""The echo handler (RFC 862): sends back what the client sends, until the client's last byte."""
 
 from poold.connection import Connection
 
-CHUNK = 65536
+READ_SIZE = 65536
 
 
 def serve(connection: Connection) -> None:
-    """Send back what the client sends, until its end of file."""
+    """Send back what the client sends, until the client's end of file."""
     client = connection.socket
-    while data := client.recv(CHUNK):
+    while data := client.recv(READ_SIZE):
         client.sendall(data)

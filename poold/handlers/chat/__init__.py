@@ -1,7 +1,8 @@
-"""The chat handler: rooms and names for many clients, each served by a process of its own.
+"""The chat handler: rooms and names for many clients, with one process for each client.
 
-Lines travel from session to session through FIFOs (`room`, `hall`): there is no server beside poold, and nobody waits for anybody. A
-client speaks plain lines (`member`), and a `session` brings both together. The options are those of `options`.
+The sessions send lines to each other through FIFOs (`room`, `hall`). There is no other server
+process, and no session waits for another. A client types plain lines (`member`). A `session` joins
+the client and the FIFO. `options` defines the options.
 """
 
 from poold.handlers.chat.options import check_options

@@ -1,20 +1,24 @@
-"""Where the sessions of a chat meet: a private folder with one FIFO for each of them.
+"""The folder in which the sessions of a chat meet: a private folder with one FIFO for each session.
 
-    <directory>/poold-chat-<uid>/<master's pid>-<its start time>-1/     the hall: one for each daemon
-        names/<key of the name>                                       the session's FIFO, which claims its name
-        rooms/<room>/<name>                                           a hard link to it, for the room it is in
+    <directory>/poold-chat-<uid>/<master's pid>-<start time>-1/    the hall: one for each daemon
+        names/<key of the name>      the session's FIFO, which claims the name
+        rooms/<room>/<name>          a hard link to the FIFO, for the session's room
 
-Names are unique in a daemon, whatever their upper and lower case and the form of their letters. An owner holds its FIFO open for
-reading and writing, so whoever opens it for writing alone, without waiting, learns by ENXIO that the owner is dead; no process ids
-are kept, and none can be mistaken. The dead are cleared away by whoever meets them, the hall by the last one out.
+A name is unique in a daemon, without regard to upper and lower case and to the form of its letters.
+The owner of a FIFO holds the FIFO open for reading and writing. Another session opens the FIFO for
+writing only, without waiting. The error ENXIO then says that the owner is dead. No pid is stored,
+so no pid can be mistaken for another. The session that finds a dead owner removes its FIFO, and the
+last session removes the hall.
 
-Others can often make files where the folder is to be. So what has its name is judged by what it is once it is open, and everything
-below is reached from open folders; what others have put in the way is left alone.
+Other users can often create files where the folder is to be. A session opens whatever has the
+folder's name, and then checks what the descriptor refers to. All paths below are relative to open
+folders. Files of other users in the way are left alone.
 
-All changes are made under a lock (flock) on the hall's folder, but for the unlinking of one's own FIFO; sending takes no
-lock. A FIFO is opened before the lock it was made under is let go: a FIFO without a reader is dead, not young.
-Sessions of different versions of poold meet in one hall after an upgrade: who changes this layout or the records of
-`room` changes the 1 at the end of the hall's name, too.
+A session changes the hall only under a lock (flock) on the hall's folder. The exceptions are
+sending, and the removal of its own FIFO. A session opens its new FIFO before the session releases
+the lock. A FIFO without a reader counts as dead. After an upgrade sessions of two versions of poold
+share one hall. A change of this layout or of the records of `room` must therefore change the 1 at
+the end of the hall's name.
 """
 
 from __future__ import annotations
@@ -26,28 +30,32 @@ import select
 from time import monotonic
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
     from typing import Self
 
-LAYOUT = 1
-# As tempfile has them, without the weight of tempfile. What is made there is a private folder or an error.
+LAYOUT_VERSION = 1
+# The same folders as in `tempfile`, which is too large to import here. A file in one of them is
+# never trusted: poold makes a private folder there or fails.
 TEMPORARY_FOLDERS = ("/tmp", "/var/tmp", "/usr/tmp")  # noqa: S108
-# How many names its folder may have there: more than one, because others can make files there, too.
+# The number of names that the private folder may have there. Other users can make files there and
+# take one of the names.
 NAMES_MAX = 16
-# What opening a link, a file or another user's folder in its place may fail with (open(2)).
-FOREIGN = {errno.ENOTDIR, errno.ELOOP, errno.EACCES}
-OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# A holder keeps the lock for less than a millisecond, unless it was stopped: then nobody else shall stop with it.
+# The errors of open(2) where a link, a file or another user's folder has the name.
+FOREIGN_ERRORS = {errno.ENOTDIR, errno.ELOOP, errno.EACCES}
+OPEN_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Seconds that a session waits for the lock. The holder needs much less, unless a signal has stopped
+# the holder. The other sessions must not stop as well.
 LOCK_WAIT = 2.0
 LOCK_PAUSES = (0.0005, 0.016)
 
 
 def private_folder(parent: str | None) -> tuple[str, int]:
-    """Return the path of this uid's folder under `parent`, made where it is missing, and a descriptor of it, which the caller closes.
+    """Return path and descriptor of this uid's folder under `parent`.
 
-    Without a parent the folder is among those for temporary files, where others may have taken its name: then it has another one.
-    Who comes later takes the one that is there already. Raises PermissionError where something else has its name, or each of them:
-    others could read and write what members say.
+    The caller closes the descriptor. A missing folder is made. Without a parent the folder is in a
+    folder for temporary files. Another user may have taken its name there, and then the folder gets
+    another name. A later session takes the folder that exists. Raises PermissionError if something
+    else has the name, or each of the names. Other users could then read and write what members say.
     """
     name = f"poold-chat-{os.geteuid()}"
     paths = [f"{parent}/{name}"]
@@ -70,18 +78,21 @@ def _temporary_folders() -> list[str]:
 
 
 def _open_private(path: str, *, make: bool) -> int | None:
-    """Open a folder that is this uid's alone, if need be after making it; None where there is none, or something else."""
+    """Open a folder that only this uid may use. `make`: make the folder first if it is missing.
+
+    Return None where the folder is missing or something else has its name.
+    """
     if make:
         make_folder(path)
     try:
-        fd = os.open(path, OPEN_FOLDER)
+        fd = os.open(path, OPEN_FOLDER_FLAGS)
     except FileNotFoundError:
         if make:
-            # The last one out of it has removed it since.
+            # The last session of another daemon has removed the folder in between.
             raise
         return None
     except OSError as error:
-        if error.errno not in FOREIGN:
+        if error.errno not in FOREIGN_ERRORS:
             raise
         return None
     found = os.fstat(fd)
@@ -95,39 +106,44 @@ def hall_name(master: int) -> str:
     """Return the name of the hall of the daemon whose master has this pid."""
     try:
         with open(f"/proc/{master}/stat", "rb") as file:
-            # Field 22; the second, the only one that may hold spaces and parentheses, ends with the last ")".
+            # The start time is field 22. Field 2 may hold spaces and parentheses, and ends with the
+            # last ")".
             started = int(file.read().rpartition(b")")[2].split()[19])
     except (FileNotFoundError, PermissionError, ProcessLookupError):
-        # /proc hides other users' processes here. The pid alone tells living daemons apart, and the dead leave no live FIFO.
+        # Here /proc hides the processes of other users. The pid alone tells living daemons apart. A
+        # dead daemon leaves no FIFO with a living owner.
         started = 0
-    return f"{master}-{started}-{LAYOUT}"
+    return f"{master}-{started}-{LAYOUT_VERSION}"
 
 
 def make_folder(path: str, dir_fd: int | None = None) -> None:
-    """Make a folder where it is missing."""
+    """Make a folder unless it exists."""
     try:
         os.mkdir(path, 0o700, dir_fd=dir_fd)
     except FileExistsError:
-        # Another session was first.
+        # Another session has made the folder.
         return
 
 
 class Hall:
-    """The folder of one daemon's chat; as a context manager, the lock on it. Paths are relative to the folder."""
+    """The folder of one daemon's chat. Paths are relative to this folder.
+
+    As a context manager, a hall is locked.
+    """
 
     __slots__ = ("_fd", "_name")
 
     def __init__(self, name: str, base: int) -> None:
-        """Open the hall of this name in the folder of this descriptor. Raises OSError."""
+        """Open the hall with this name in the folder with this descriptor. Raises OSError."""
         self._name = name
-        self._fd = os.open(name, OPEN_FOLDER, dir_fd=base)
+        self._fd = os.open(name, OPEN_FOLDER_FLAGS, dir_fd=base)
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Close the folder's descriptor."""
         os.close(self._fd)
 
     def try_lock(self) -> bool:
-        """Lock the folder if nobody else has; `unlock` ends it."""
+        """Lock the folder, and return whether that has succeeded. `unlock` ends the lock."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -135,7 +151,7 @@ class Hall:
         return True
 
     def __enter__(self) -> Self:
-        """Wait for the lock, but not for long: raises TimeoutError."""
+        """Lock the folder. Raises TimeoutError after `LOCK_WAIT` seconds."""
         until = monotonic() + LOCK_WAIT
         pause, longest = LOCK_PAUSES
         while not self.try_lock():
@@ -149,23 +165,26 @@ class Hall:
         self.unlock()
 
     def unlock(self) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         fcntl.flock(self._fd, fcntl.LOCK_UN)
 
-    def stands(self) -> bool:
-        """Say whether the folder still has its name; asked under the lock, since the last one out removes it."""
+    def has_its_name(self) -> bool:
+        """Return whether the folder still has its name. The caller holds the lock.
+
+        The last session that leaves removes the folder.
+        """
         try:
             return os.path.samestat(os.fstat(self._fd), os.lstat(f"../{self._name}", dir_fd=self._fd))
         except FileNotFoundError:
             return False
 
-    def furnish(self, room: str) -> None:
-        """Make the folders for names and for this room where they are missing."""
+    def make_folders(self, room: str) -> None:
+        """Make the folders for names and for this room, unless they exist."""
         for folder in ("names", "rooms", f"rooms/{room}"):
             make_folder(folder, self._fd)
 
     def entries(self, folder: str) -> list[str]:
-        """Return the file names in a folder; one that is not there has none."""
+        """Return the file names in a folder, none for a missing folder."""
         try:
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
         except FileNotFoundError:
@@ -176,11 +195,14 @@ class Hall:
             os.close(fd)
 
     def open_writer(self, path: str) -> int:
-        """Open a FIFO to write to its owner without waiting. Raises FileNotFoundError, and OSError ENXIO if the owner is dead."""
+        """Open a FIFO for writing to its owner, without waiting.
+
+        Raises FileNotFoundError, and OSError ENXIO if the owner is dead.
+        """
         return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fd)
 
     def is_dead(self, path: str) -> bool:
-        """Say whether there is a FIFO that nobody owns any more."""
+        """Return whether there is a FIFO whose owner is dead."""
         try:
             os.close(self.open_writer(path))
         except FileNotFoundError:
@@ -192,11 +214,14 @@ class Hall:
         return False
 
     def touch(self, path: str) -> None:
-        """Make a file young again."""
+        """Set a file's times to now."""
         os.utime(path, dir_fd=self._fd)
 
     def make_fifo(self, path: str) -> int | None:
-        """Make a FIFO and return it opened by its owner, None if the path is taken. To be called under the lock."""
+        """Make and open a FIFO as its owner. Return its descriptor, or None if the path is taken.
+
+        The caller holds the lock.
+        """
         self.clear(path)
         try:
             os.mkfifo(path, 0o600, dir_fd=self._fd)
@@ -205,62 +230,75 @@ class Hall:
         return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fd)
 
     def link(self, source: str, target: str) -> bool:
-        """Give a FIFO one more path, or say that another has it. To be called under the lock."""
+        """Give a FIFO one more path. Return False if another FIFO has that path.
+
+        The caller holds the lock.
+        """
         self.clear(target)
         try:
             os.link(source, target, src_dir_fd=self._fd, dst_dir_fd=self._fd)
         except FileExistsError:
-            return self._are_one(source, target)
+            return self._same_file(source, target)
         return True
 
-    def _are_one(self, source: str, target: str) -> bool:
+    def _same_file(self, source: str, target: str) -> bool:
         try:
             return os.path.samestat(os.stat(source, dir_fd=self._fd), os.stat(target, dir_fd=self._fd))
         except FileNotFoundError:
-            # Its owner is leaving in this moment, which takes no lock; it was another's.
+            # Another owner has just removed its FIFO, which takes no lock.
             return False
 
     def unlink(self, path: str) -> None:
-        """Remove a path if it is there."""
+        """Remove a path if it exists."""
         try:
             os.unlink(path, dir_fd=self._fd)
         except FileNotFoundError:
-            # Someone else's hand has removed it; gone is what it was to be.
+            # Another process has removed the path, which was the aim.
             return
 
     def clear(self, path: str) -> bool:
-        """Remove a FIFO if its owner is dead, and say whether it was. To be called under the lock."""
+        """Remove a FIFO if its owner is dead. Return whether the owner was dead.
+
+        The caller holds the lock.
+        """
         dead = self.is_dead(path)
         if dead:
             self.unlink(path)
         return dead
 
     def remove_folder(self, folder: str) -> bool:
-        """Remove a folder if none of its owners lives, and say whether it is gone. To be called under the lock."""
+        """Remove a folder if no owner in it lives. Return whether the folder is gone.
+
+        The caller holds the lock.
+        """
         if not all(self.clear(f"{folder}/{entry}") for entry in self.entries(folder)):
             return False
         return remove_empty(folder, self._fd)
 
     def remove(self) -> None:
-        """Remove the whole hall if nobody in it lives. To be called under the lock."""
+        """Remove the whole hall if no owner in it lives. The caller holds the lock."""
         rooms = [f"rooms/{room}" for room in self.entries("rooms")]
         if all(map(self.remove_folder, ["names", *rooms, "rooms"])):
             remove_empty(f"../{self._name}", self._fd)
 
     def remove_base(self, path: str) -> None:
-        """Remove the folder that the halls are in, if there is none left; `path` is where it was, and another's may be there now."""
+        """Remove the folder of all halls if no hall is left.
+
+        `path` is the path at which a session has opened that folder. Another user's folder may have
+        this path by now.
+        """
         name = f"../../{os.path.basename(path)}"
         try:
             ours = os.path.samestat(os.stat("..", dir_fd=self._fd), os.lstat(name, dir_fd=self._fd))
         except FileNotFoundError:
-            # Somebody else was faster.
+            # Another session has removed the folder.
             return
         if ours:
             remove_empty(name, self._fd)
 
 
 def remove_empty(path: str, dir_fd: int | None = None) -> bool:
-    """Remove a folder if nothing is in it, and say whether it is gone."""
+    """Remove a folder if it is empty. Return whether the folder is gone."""
     try:
         os.rmdir(path, dir_fd=dir_fd)
     except FileNotFoundError:
@@ -273,14 +311,14 @@ def remove_empty(path: str, dir_fd: int | None = None) -> bool:
 
 
 def remove_deserted(base: int, own: str) -> None:
-    """Remove the halls of dead daemons: those in which nobody lives."""
+    """Remove the halls of dead daemons: the halls in which no owner lives."""
     for name in os.listdir(base):
         if name == own:
             continue
         try:
             hall = Hall(name, base)
         except OSError:
-            # Another session has just removed it, or it is none of ours.
+            # Another session has just removed the hall, or the name is not a hall's.
             continue
         try:
             if hall.try_lock():

@@ -1,25 +1,27 @@
-"""What a client's lines mean: the commands of the chat, and what the client is told.
+"""The commands of the chat: what a client's lines mean, and what the client is told.
 
-A `Member` is the chat as its client sees it. It writes into the backlog and to other sessions, and never to the socket. What
-the chat itself says begins with "*** ", which no member can imitate: what members say begins with "<", "* " or "[".
+A `Member` is one client in the chat. A member writes into the backlog and to other sessions, never
+to the socket. The chat's own lines begin with "*** ". Lines of members begin with "<", "* " or "[",
+so no member can imitate the chat.
 """
 
 from __future__ import annotations
 
 from time import monotonic
 
-from poold.handlers.chat.text import FILE_NAME_MAX, Bucket, clean, common_form, name_problem
+from poold.handlers.chat.text import FILE_NAME_MAX, Bucket, clean_line, common_form, name_problem
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
     from collections.abc import Callable
 
     from poold.handlers.chat.options import Limits
     from poold.handlers.chat.room import Seat
     from poold.handlers.chat.text import Backlog
 
-# A line of the chat's own is not to outgrow what a terminal shows or a backlog holds.
-SHOWN = 100
+# The most names or rooms that one answer lists. A longer answer would outgrow a terminal or a
+# backlog.
+LISTED_MAX = 100
 
 HELP = """/nick NAME        take another name
 /join ROOM        go to another room
@@ -32,7 +34,7 @@ HELP = """/nick NAME        take another name
 
 
 class Member:
-    """One client in the chat. `gone` is true once it has left."""
+    """One client in the chat. `gone` is true once the client has left."""
 
     __slots__ = ("_backlog", "_bucket", "_commands", "_limits", "_seat", "_show_status", "gone")
 
@@ -55,16 +57,16 @@ class Member:
         self.gone = False
 
     def tell(self, text: str) -> None:
-        """Say something to the client."""
+        """Send a line of the chat to the client."""
         self._backlog.add(f"*** {text}\n".encode())
 
     def arrive(self) -> None:
-        """Greet the client, and announce it to the room."""
+        """Greet the client, and announce the client to the room."""
         self.tell(f"Welcome to the chat, {self._seat.name}. /help lists the commands.")
         self._enter()
 
     def leave(self, *, silently: bool = False) -> None:
-        """Leave the chat, if the client has not yet; the room is told unless `silently`."""
+        """Leave the chat, if the client has not left yet. The room is told unless `silently`."""
         if self.gone:
             return
         self.gone = True
@@ -75,14 +77,14 @@ class Member:
             self._seat.leave()
 
     def announce_departed(self) -> None:
-        """Say which members of the room were found dead."""
+        """Announce the members of the room that were found dead."""
         while self._seat.departed:
             text = f"{self._seat.departed.pop()} was disconnected"
             self.tell(text)
             self._announce(text)
 
     def obey(self, line: bytes, cut: bool) -> None:
-        """Act on one line of the client's; `cut` says that it was longer."""
+        """Act on one line of the client. `cut` says that the line was longer."""
         if not line.strip():
             return
         if not self._bucket.take(monotonic()):
@@ -91,14 +93,14 @@ class Member:
             return
         if cut:
             self.tell(f"That line was cut: a line has at most {self._limits.max_line} bytes.")
-        text = clean(line)
+        text = clean_line(line)
         try:
             if text.startswith("/") and not text.startswith("//"):
                 self._command(text)
             elif text:
                 self._seat.broadcast(f"<{self._seat.name}> {text.removeprefix('/')}")
         except TimeoutError:
-            # Someone who holds the chat's lock was stopped in the midst; nothing has changed.
+            # A signal has stopped the process that holds the chat's lock. Nothing has changed.
             self.tell("The chat is busy; please try again.")
 
     def _command(self, text: str) -> None:
@@ -117,21 +119,21 @@ class Member:
         self._announce(f"{self._seat.name} joined #{self._seat.room}")
         self._who("")
 
-    def _nick(self, given: str) -> None:
-        before, name = self._seat.name, common_form(given)
+    def _nick(self, name_text: str) -> None:
+        old_name, name = self._seat.name, common_form(name_text)
         if problem := name_problem(name, self._limits.max_name):
             self.tell(problem)
-        elif name == before:
+        elif name == old_name:
             self.tell(f"You are {name} already.")
         elif not self._seat.rename(name):
             self.tell(f"The name {name} is taken.")
         else:
             self._show_status(f"#{self._seat.room} as {name}")
             self.tell(f"You are now {name}.")
-            self._announce(f"{before} is now {name}")
+            self._announce(f"{old_name} is now {name}")
 
-    def _join(self, given: str) -> None:
-        room = common_form(given).removeprefix("#")
+    def _join(self, room_text: str) -> None:
+        room = common_form(room_text).removeprefix("#")
         if problem := name_problem(room, self._limits.max_room):
             self.tell(problem)
         elif room == self._seat.room:
@@ -143,15 +145,15 @@ class Member:
 
     def _who(self, _: str) -> None:
         names = self._seat.members(self._seat.room)
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        self.tell(f"{len(names)} in #{self._seat.room}: {', '.join(names[:SHOWN])}{more}")
+        more = f" and {len(names) - LISTED_MAX} more" if len(names) > LISTED_MAX else ""
+        self.tell(f"{len(names)} in #{self._seat.room}: {', '.join(names[:LISTED_MAX])}{more}")
 
     def _rooms(self, _: str) -> None:
         rooms = self._seat.rooms()
-        for room, members in rooms[:SHOWN]:
+        for room, members in rooms[:LISTED_MAX]:
             self.tell(f"#{room} {members}")
-        if len(rooms) > SHOWN:
-            self.tell(f"and {len(rooms) - SHOWN} more")
+        if len(rooms) > LISTED_MAX:
+            self.tell(f"and {len(rooms) - LISTED_MAX} more")
 
     def _me(self, text: str) -> None:
         if text:
@@ -160,8 +162,8 @@ class Member:
             self.tell("Write /me TEXT.")
 
     def _msg(self, rest: str) -> None:
-        given, _, text = rest.partition(" ")
-        name = common_form(given)
+        name_text, _, text = rest.partition(" ")
+        name = common_form(name_text)
         if not text:
             self.tell("Write /msg NAME TEXT.")
         elif name_problem(name, FILE_NAME_MAX) or not self._seat.whisper(name, f"[{self._seat.name} to you] {text.lstrip()}"):

@@ -1,15 +1,18 @@
-"""What `[server.options]` may say to the chat. Pure: the folder is looked at when a session begins."""
+"""The options of the chat in `[server.options]`. Makes no system call.
+
+A session checks the folder `directory` when the session begins.
+"""
 
 from __future__ import annotations
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
     from collections.abc import Mapping
     from typing import Any
 
-# Name: default, least, most. 21 characters of four bytes each, escaped, are the most that is surely a file name; a line of
-# 3500 bytes, its member's name before it, is the most that surely fits into a record. A backlog holds
-# what one FIFO does, so that a client that reads loses nothing, however much comes at once.
+# Name: default, least, most. A name of 21 characters, of four bytes each and escaped, still fits
+# into a file name. A line of 3500 bytes, with its member's name, still fits into a record. The
+# default backlog is as large as a FIFO: a client that reads then loses no line of a burst.
 NUMBERS = {
     "max_line": (2000, 80, 3500),
     "max_name": (20, 1, 21),
@@ -22,7 +25,10 @@ UNITS = {"KiB": 1024, "MiB": 1024 * 1024}
 
 
 class Limits:
-    """The options, checked: bytes for lines and backlog, characters for names, lines a second for the rate (0: any)."""
+    """The checked options.
+
+    Lines and backlog count in bytes, names in characters, the rate in lines a second (0: any rate).
+    """
 
     __slots__ = ("directory", *NUMBERS)
 
@@ -37,7 +43,7 @@ class Limits:
 
 
 def check_options(options: Mapping[str, Any]) -> Limits:
-    """Read the table, in which nothing is required; raise ValueError that says what would be right."""
+    """Return the checked options. Each may be missing. A ValueError says what would be right."""
     unknown = sorted(set(options) - set(NUMBERS) - {"directory"})
     if unknown:
         raise ValueError(f"the chat has no option {unknown[0]!r}; it has directory, {', '.join(NUMBERS)}")

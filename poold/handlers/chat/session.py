@@ -1,7 +1,7 @@
-"""A session of the chat: its client, the others, and its end, all seen by one poll.
+"""The loop of a chat session: one poll waits for the client, for other sessions and for SIGTERM.
 
-The one thing a reader would not guess: a session's own FIFO is also its wakeup descriptor for SIGTERM, so that one poll sees
-the client, the others and the end, and the signal handler does nothing but note.
+The session's FIFO is also its wakeup descriptor for signals. SIGTERM therefore wakes the poll, and
+the signal handler only sets a flag.
 """
 
 import os
@@ -17,31 +17,32 @@ from poold.handlers.chat.room import Seat, take_seat
 from poold.handlers.chat.text import Backlog, LineSplitter
 
 LOBBY = "lobby"
-# How often an idle session wakes to see whether a drain has begun: nothing else would tell it.
-TICK = 5.0
-REFRESH = 3600.0
-# What a client that has said its last word gets to take what it has not read yet.
-LINGER = 2.0
-# No less than a TLS record holds: poll does not see what TLS has read and not given out.
-CHUNK = 16384
+# Seconds between two looks of an idle session at `stopping`. No descriptor tells of a drain.
+LOOK_SECONDS = 5.0
+REFRESH_SECONDS = 3600.0
+# Seconds that a client which has sent its last byte gets to read the rest.
+LINGER_SECONDS = 2.0
+# At least the size of a TLS record: poll does not see bytes that the TLS layer holds already.
+READ_SIZE = 16384
 
 
-class Wire:
-    """The client's socket, without ever waiting for it."""
+class ClientSocket:
+    """The client's socket, with calls that never wait."""
 
-    __slots__ = ("_flags", "_later", "_socket")
+    __slots__ = ("_flags", "_not_now", "_socket")
 
     def __init__(self, client: socket.socket) -> None:
         self._socket = client
-        # Flags instead of O_NONBLOCK, which would hold for everybody who has this connection.
+        # Flags, because O_NONBLOCK would apply to every process that has this connection.
         self._flags = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        self._later: tuple[type[OSError], ...] = (BlockingIOError,)
+        self._not_now: tuple[type[OSError], ...] = (BlockingIOError,)
         if type(client) is not socket.socket:
-            # TLS takes no flags and has its own words for "later". Its module is heavy, and loaded only where TLS is used.
+            # An SSL socket takes no flags and has exceptions of its own for "not now". The module
+            # `ssl` is large, and loaded only where TLS is used.
             from ssl import SSLWantReadError, SSLWantWriteError
 
             self._flags = 0
-            self._later = (SSLWantReadError, SSLWantWriteError)
+            self._not_now = (SSLWantReadError, SSLWantWriteError)
             client.setblocking(False)
 
     def fileno(self) -> int:
@@ -49,109 +50,121 @@ class Wire:
         return self._socket.fileno()
 
     def receive(self) -> bytes | None:
-        """Return what has come: nothing at the end of file, None where there is nothing yet."""
+        """Return what has come, nothing at the end of file, or None if nothing has come yet."""
         try:
-            return self._socket.recv(CHUNK, self._flags)
-        except self._later:
+            return self._socket.recv(READ_SIZE, self._flags)
+        except self._not_now:
             return None
 
     def send(self, data: bytes) -> int:
-        """Send what is taken now, and return how much that was."""
+        """Send what the socket takes now. Return the number of bytes."""
         try:
             return self._socket.send(data, self._flags)
-        except self._later:
+        except self._not_now:
             return 0
 
     def restore(self) -> None:
-        """Make the socket what it was."""
+        """Make the socket blocking again."""
         self._socket.setblocking(True)
 
 
 class Termination:
-    """Remembers that SIGTERM came."""
+    """The handler of SIGTERM: remembers that the signal has come."""
 
-    __slots__ = ("asked",)
+    __slots__ = ("received",)
 
     def __init__(self) -> None:
-        self.asked = False
+        self.received = False
 
     def __call__(self, signum: int, frame: object) -> None:
-        """Note it; the session's loop acts."""
-        self.asked = True
+        """Set the flag. The session's loop then ends the session."""
+        self.received = True
 
 
-class Session:
+class SessionLoop:
     """The loop of one client's session."""
 
-    __slots__ = ("_backlog", "_connection", "_drain_told", "_left_at", "_lines", "_member", "_refresh_at", "_seat", "_termination", "_wire")
+    __slots__ = (
+        "_backlog",
+        "_client",
+        "_connection",
+        "_drain_told",
+        "_left_at",
+        "_lines",
+        "_member",
+        "_refresh_at",
+        "_seat",
+        "_termination",
+    )
 
     def __init__(self, connection: Connection, limits: Limits, seat: Seat, termination: Termination) -> None:
         self._connection = connection
         self._seat = seat
         self._termination = termination
-        self._wire = Wire(connection.socket)
+        self._client = ClientSocket(connection.socket)
         self._lines = LineSplitter(limits.max_line)
         self._backlog = Backlog(limits.max_backlog)
         self._member = Member(seat, self._backlog, limits, connection.set_status)
-        self._refresh_at = monotonic() + REFRESH
+        self._refresh_at = monotonic() + REFRESH_SECONDS
         self._left_at = 0.0
         self._drain_told = False
 
     def run(self) -> None:
-        """Serve the client until it leaves or SIGTERM comes."""
+        """Serve the client until the client leaves or SIGTERM comes."""
         try:
             self._member.arrive()
             while not self._finished():
                 self._turn()
-            if self._termination.asked:
+            if self._termination.received:
                 self._member.tell("The server has ended this session.")
-                self._send()
+                self._send_backlog()
         finally:
-            # In a drain everybody leaves: a goodbye from each to each would take what time is left.
+            # In a drain all sessions leave. A goodbye from each to each would use up the drain's
+            # time.
             self._member.leave(silently=self._connection.stopping)
-            self._wire.restore()
+            self._client.restore()
 
     def _finished(self) -> bool:
-        if self._termination.asked:
+        if self._termination.received:
             return True
         unsent = self._backlog or self._seat.post.waiting()
-        return self._member.gone and (not unsent or monotonic() >= self._left_at + LINGER)
+        return self._member.gone and (not unsent or monotonic() >= self._left_at + LINGER_SECONDS)
 
     def _turn(self) -> None:
-        """Wait once, then do what there is to do: what comes in first, since a client may be gone after its last line."""
+        """Wait once, then handle input before output: a client may leave after its last line."""
         for fd, event in self._wait():
             if fd == self._seat.fifo:
-                self._receive()
-            elif fd != self._wire.fileno():
+                self._read_fifo()
+            elif fd != self._client.fileno():
                 self._seat.post.flush(fd)
             elif event & ~select.POLLOUT and not self._member.gone:
-                self._read()
+                self._read_client()
         self._member.announce_departed()
-        self._look_at_clock()
-        self._send()
+        self._check_time()
+        self._send_backlog()
 
     def _wait(self) -> list[tuple[int, int]]:
         poll = select.poll()
-        # First: what others said before a client's command comes before the answer.
+        # The FIFO comes first: lines that came before a client's command go out before the answer.
         poll.register(self._seat.fifo, select.POLLIN)
-        wanted = (0 if self._member.gone else select.POLLIN) | (select.POLLOUT if self._backlog else 0)
-        if wanted:
-            poll.register(self._wire, wanted)
+        events = (0 if self._member.gone else select.POLLIN) | (select.POLLOUT if self._backlog else 0)
+        if events:
+            poll.register(self._client, events)
         for fd in self._seat.post.waiting():
             poll.register(fd, select.POLLOUT)
-        seconds = max(0.0, self._left_at + LINGER - monotonic()) if self._member.gone else TICK
+        seconds = max(0.0, self._left_at + LINGER_SECONDS - monotonic()) if self._member.gone else LOOK_SECONDS
         return poll.poll(seconds * 1000)
 
-    def _look_at_clock(self) -> None:
+    def _check_time(self) -> None:
         if self._connection.stopping and not self._drain_told:
             self._drain_told = True
             self._member.tell("The server is going down; this session will end soon.")
         if monotonic() >= self._refresh_at and not self._member.gone:
-            self._refresh_at = monotonic() + REFRESH
+            self._refresh_at = monotonic() + REFRESH_SECONDS
             self._seat.refresh()
 
-    def _read(self) -> None:
-        data = self._wire.receive()
+    def _read_client(self) -> None:
+        data = self._client.receive()
         if data is None:
             return
         for line, cut in self._lines.feed(data) if data else self._lines.finish():
@@ -161,32 +174,33 @@ class Session:
             self._member.leave()
         self._left_at = monotonic()
 
-    def _receive(self) -> None:
+    def _read_fifo(self) -> None:
         lines, lost = self._seat.receive()
         self._backlog.lost += lost
         for line in lines:
             self._backlog.add(line)
 
-    def _send(self) -> None:
-        while (chunk := self._backlog.chunk()) and (count := self._wire.send(chunk)):
+    def _send_backlog(self) -> None:
+        while (chunk := self._backlog.chunk()) and (count := self._client.send(chunk)):
             self._backlog.sent(count)
 
 
 def serve(connection: Connection) -> None:
-    """Serve one client of the chat. After SIGTERM the process says goodbye and then ends by it."""
+    """Serve one client of the chat. After SIGTERM say goodbye, then end by that signal."""
     limits = check_options(connection.options)
     termination = Termination()
-    before = signal.signal(signal.SIGTERM, termination)
+    old_handler = signal.signal(signal.SIGTERM, termination)
     try:
         seat = take_seat(limits.directory, f"guest-{connection.id}", LOBBY)
         wakeup = signal.set_wakeup_fd(seat.fifo, warn_on_full_buffer=False)
         try:
-            Session(connection, limits, seat, termination).run()
+            SessionLoop(connection, limits, seat, termination).run()
         finally:
             signal.set_wakeup_fd(wakeup)
             seat.close()
     finally:
-        signal.signal(signal.SIGTERM, before)
-        if termination.asked:
-            # The status a parent expects of a process it ended, and it holds in a worker that would serve another client.
+        signal.signal(signal.SIGTERM, old_handler)
+        if termination.received:
+            # The master then gets the status of a process that SIGTERM has ended. A worker that
+            # would serve another client ends as well.
             os.kill(os.getpid(), signal.SIGTERM)
