@@ -1,4 +1,4 @@
-"""`python -m poold`."""
+"""Runs the command line for `python -m poold`."""
 
 import sys
 

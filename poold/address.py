@@ -1,7 +1,8 @@
-"""Where poold listens (`Address`) and who is at the two ends of a connection (`Endpoint`).
+"""Listening addresses (`Address`) and the ends of a connection (`Endpoint`).
 
-Neither touches the network: a host name is resolved where the settings are checked, and a peer's address is the one that
-accept() returned, because getpeername() fails once a client has reset the connection.
+Nothing here uses the network. The check of the settings resolves host names. A peer's address is
+the one that accept(2) has returned, because getpeername(2) fails once a client has reset the
+connection.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import socket
 import struct
 from enum import StrEnum
 
+from poold.plain import AF_UNIX
+
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
     import _socket
     from typing import Any
 
-_AF_UNIX = int(socket.AF_UNIX)
-# sun_path holds 108 bytes, the last one a terminating zero (unix(7)).
+# sun_path has 108 bytes, and the last one is a terminating zero (unix(7)).
 UNIX_PATH_MAX = 107
 
 
@@ -29,10 +31,12 @@ class Scheme(StrEnum):
 
 
 class Address:
-    """A listening address: `tcp://HOST:PORT`, `tcp://[ADDR6]:PORT`, `unix:///PATH` or `systemd://NAME`.
+    """A listening address, in one of four forms.
 
-    `host` is the host as written, without brackets; `port` 0 lets the kernel choose. `path` is set for unix, `name` for
-    systemd. `str()` gives the form it is written in.
+    The forms are `tcp://HOST:PORT`, `tcp://[ADDR6]:PORT`, `unix:///PATH` and `systemd://NAME`.
+
+    `host` is the host as written, without brackets. With `port` 0 the kernel chooses a port. `path`
+    is set for unix, `name` for systemd. `str()` returns the address as written.
     """
 
     __slots__ = ("host", "name", "path", "port", "scheme")
@@ -55,7 +59,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read an address as written in the settings; raise ValueError that says what would be right."""
+        """Return the address that the text denotes. A ValueError says what would be right."""
         scheme, separator, rest = text.partition("://")
         if not separator or scheme not in set(Scheme):
             raise ValueError(f"{text!r} is not an address; write tcp://HOST:PORT, unix:///PATH or systemd://NAME")
@@ -109,7 +113,7 @@ class Address:
 
 
 def unmapped(host: str) -> str:
-    """Return the IPv4 form of an IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2), any other host as it is."""
+    """Return the IPv4 form of an IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2), else the host."""
     if host.startswith("::ffff:") and "." in host:
         return host[7:]
     return host
@@ -118,13 +122,14 @@ def unmapped(host: str) -> str:
 class Endpoint:
     """One end of a connection.
 
-    TCP: `host` (IPv4-mapped addresses as IPv4) and `port`. Unix: `path` (of our end; "" for a client without a name) and,
-    of a peer, the kernel's word for its `pid`, `uid` and `gid`. `raw` is what the socket module calls the address.
+    For TCP, `host` and `port` are set. An IPv4-mapped address has its IPv4 form. For a unix socket,
+    `path` is set, and is "" for a client without a name. Of a unix peer the kernel tells `pid`,
+    `uid` and `gid`. `raw` is the address in the form of the socket module.
     """
 
     __slots__ = ("family", "gid", "host", "path", "pid", "port", "raw", "uid")
 
-    def __init__(  # noqa: PLR0917 -- a call with keywords makes a dictionary of them, in each worker
+    def __init__(  # noqa: PLR0917 -- keywords would cost each worker a dictionary
         self, family: int, raw: Any, host: str = "", port: int = 0, path: str = "", pid: int = 0, uid: int = -1, gid: int = -1
     ) -> None:
         self.family = family
@@ -138,19 +143,22 @@ class Endpoint:
 
     @classmethod
     def of(cls, family: int, raw: Any) -> Endpoint:
-        """Describe the address `raw` of a socket of this family, as accept() and getsockname() return it."""
-        if family == _AF_UNIX:
+        """Describe an address of this family, in the form of accept() and getsockname()."""
+        if family == AF_UNIX:
             path = raw.decode(errors="surrogateescape") if isinstance(raw, bytes) else raw
             return cls(family, path=path or "", raw=raw)
         return cls(family, raw, unmapped(raw[0]), raw[1])
 
     @classmethod
     def unix_peer(cls, connection: _socket.socket) -> Endpoint:
-        """Describe the client of a unix socket by the credentials it had when it connected (SO_PEERCRED, unix(7))."""
+        """Describe the client of a unix socket by its credentials (SO_PEERCRED, unix(7)).
+
+        The credentials are those of the moment when the client connected.
+        """
         pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return cls(_AF_UNIX, pid=pid, uid=uid, gid=gid, raw="")
+        return cls(AF_UNIX, pid=pid, uid=uid, gid=gid, raw="")
 
     def __str__(self) -> str:
-        if self.family == _AF_UNIX:
+        if self.family == AF_UNIX:
             return f"unix:{self.path}" if self.path else f"unix:uid={self.uid},pid={self.pid}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

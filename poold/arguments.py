@@ -1,10 +1,11 @@
-"""How a process of poold's is told its descriptors: by `NAME=NUMBER` arguments, one for each.
+"""The arguments by which the master tells a new process the numbers of inherited descriptors.
 
-Loaded by the mold, so it imports nothing.
+Each argument has the form `NAME=NUMBER`. The mold loads this module, so this module imports
+nothing.
 """
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # without a module that every worker would carry
+if TYPE_CHECKING:  # not loaded: every worker would carry its memory
     from collections.abc import Mapping
 
 
@@ -14,5 +15,5 @@ def write(fds: "Mapping[str, int]") -> list[str]:
 
 
 def read(arguments: list[str]) -> dict[str, int]:
-    """Return the descriptors that arguments name. Raises ValueError."""
+    """Return the descriptors that these arguments name. Raises ValueError."""
     return {name: int(number) for name, _, number in (argument.partition("=") for argument in arguments)}

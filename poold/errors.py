@@ -1,15 +1,16 @@
-"""The exception tree, by whose fault it is, and poold's own exit statuses.
+"""The exceptions, by whose fault each is, and the exit statuses of the command poold.
 
     PooldError
-    ├── ConfigError      the operator's: settings, users, paths, addresses
-    ├── ProtocolError    a peer's: a child or a client broke a wire format
-    ├── ResourceError    the kernel's: out of something; retried by a deadline
-    └── InternalError    ours: our own tables disagree; systemd restarts us
+    ├── ConfigError      the operator: settings, users, paths, addresses
+    ├── ProtocolError    a peer: a child or a client broke a wire format
+    ├── ResourceError    the kernel: a resource is missing, and poold tries again later
+    └── InternalError    poold: its own tables disagree, and systemd restarts poold
 
-An exit status below belongs to the *command* poold. The exit status of a worker belongs to its handler and is never read
-as a word of poold's own.
+An exit status below belongs to the command poold. The exit status of a worker belongs to the
+worker's handler. The master never takes that status for a message of poold.
 
-No dataclasses here nor in anything else that the mold loads: they bring `inspect` and 1.4 MB, which every worker's clone pays for.
+The mold loads this module. Nothing that the mold loads uses dataclasses: they load `inspect`, and
+every worker would carry the memory.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from __future__ import annotations
 from enum import IntEnum
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
     from typing import Any
 
 
 class ExitCode(IntEnum):
-    """What the command `poold` exits with."""
+    """The exit statuses of the command poold."""
 
     OK = 0
     FAILED = 1
@@ -36,7 +37,7 @@ class PooldError(Exception):
 
 
 class Problem:
-    """One thing wrong with the settings: where it is (key, line) and what would be right."""
+    """One problem of the settings: its place (key, line), and what would be right."""
 
     __slots__ = ("key", "line", "message")
 
@@ -60,16 +61,16 @@ class Problem:
 
 
 def refusal(problems: list[Problem]) -> dict[str, Any]:
-    """Return the verdict of a trial that says no, as JSON carries it to the master."""
+    """Return the verdict of a trial that refuses, in the form in which JSON carries the verdict."""
     return {"problems": [{"key": problem.key, "message": problem.message, "line": problem.line} for problem in problems]}
 
 
-# What is told to whoever asked for something that failed in a way that no code expects.
+# The answer to an operator whose request has failed by an unexpected exception.
 OWN_FAULT = Problem("", "a fault of poold's own; loop_error has its traceback")
 
 
 class ConfigError(PooldError):
-    """The settings cannot be used; carries every problem found, in the order of the file."""
+    """The settings cannot be used. `problems` lists every problem in the order of the file."""
 
     def __init__(self, problems: list[Problem], file: str | None = None) -> None:
         super().__init__(f"{len(problems)} problem(s) in {file or 'the settings'}")
@@ -78,11 +79,11 @@ class ConfigError(PooldError):
 
 
 class ProtocolError(PooldError):
-    """A peer said something its wire format does not allow."""
+    """A peer has sent something that its wire format does not allow."""
 
 
 class ResourceError(PooldError):
-    """The kernel refused something that it may grant later."""
+    """The kernel has refused something that the kernel may grant later."""
 
 
 class InternalError(PooldError):

@@ -1,13 +1,17 @@
-"""The wire between the master and its exporter, a stream of single bytes: each asks whether the other's loop turns.
+"""The messages between the master and its exporter: single bytes on a stream.
 
-Exporter → master   QUESTION: answered by the master once it has published counters that are of a later moment than the question
-Master → exporter   QUESTION: answered at once; asked when a scraper has come, because a master that is idle has no tick to ask by
+Each of the two asks whether the other's loop turns.
+
+Exporter → master   QUESTION: the master answers once it has published counters that are newer than
+                    the question
+Master → exporter   QUESTION: the exporter answers at once. The master asks when a scraper has come,
+                    because an idle master has no timer by which to ask
 The end of the stream, from the master: leave.
 
-Neither waits for its answer in a call, and neither has more than one question open at a time.
+Neither process waits for an answer in a call. Neither has more than one open question.
 """
 
 QUESTION = b"?"
 ANSWER = b"!"
-# Words in one read: more than an exporter that keeps to the above has ever said.
+# The most bytes of one read: more than an exporter that follows these rules sends at a time.
 WORDS_MAX = 64

@@ -1,4 +1,7 @@
-"""A probe of the handler: a mold that is asked for nothing. Run by `poold check`, outside the master."""
+"""Imports the handler on trial, in a mold that gets no order.
+
+`poold check` does this without a master.
+"""
 
 import os
 import select
@@ -15,43 +18,44 @@ from poold.pages import PAGE
 from poold.scoreboard import shared_memory
 from poold.settings.config import Config, People
 
-# What is kept of what the import prints; the rest is read and thrown away.
+# The most bytes that are kept of what the import prints. The rest is read and dropped.
 PRINTED_MAX = 64 << 10
 
 
 def import_handler(config: Config, people: People, environ: Mapping[str, str]) -> tuple[str | None, str]:
-    """Import the handler as a mold would, as the same user; return why it cannot be, None if it can, and what it printed.
+    """Import the handler in a mold, as the same user. Return the problem or None, and the output.
 
-    Raises OSError.
+    The output is what the import has printed. Raises OSError.
     """
-    ours, theirs = channel.pair()
+    mold_channel, mold_end = channel.pair()
     reader, writer = os.pipe2(os.O_CLOEXEC)
-    fds = {"channel": theirs.fileno(), "phase": shared_memory("phase", PAGE)}
+    fds = {"channel": mold_end.fileno(), "phase": shared_memory("phase", PAGE)}
     try:
         launcher = Launcher(environ, limits(), Streams(writer))
         pid = launcher.mold(launcher.recipe(config, people), **fds)
     except OSError as error:
-        ours.close()
+        mold_channel.close()
         os.close(reader)
         return f"a mold cannot be started: {error}", ""
     finally:
-        theirs.close()
+        mold_end.close()
         os.close(writer)
         os.close(fds["phase"])
-    printed = Printed(reader)
+    printed = PrintedText(reader)
     try:
-        return _listen(ours, printed, config.timeouts.import_), printed.text()
+        return _await_import(mold_channel, printed, config.timeouts.import_), printed.text()
     finally:
-        ours.close()
+        mold_channel.close()
         os.close(reader)
         os.kill(pid, signal.SIGKILL)
         while os.WIFSTOPPED(os.waitpid(pid, 0)[1]):
-            # The import has made this process its tracer (ptrace(2), PTRACE_TRACEME): a stop was told before the end.
+            # The import has made this process the mold's tracer (ptrace(2), PTRACE_TRACEME). The
+            # kernel then reports a stop before the end.
             continue
 
 
-class Printed:
-    """What comes out of a pipe, as much of it as anybody wants to read."""
+class PrintedText:
+    """Reads a pipe, and keeps the first `PRINTED_MAX` bytes."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -59,7 +63,7 @@ class Printed:
         self._content = b""
 
     def read(self) -> bool:
-        """Take what is there; say whether more may come."""
+        """Read what has come. Return whether more may come."""
         try:
             chunk = os.read(self.fd, PRINTED_MAX)
         except BlockingIOError:
@@ -68,23 +72,23 @@ class Printed:
         return bool(chunk)
 
     def text(self) -> str:
-        """Return all of it."""
+        """Return the kept bytes as text."""
         self.read()
         return self._content.decode("utf-8", "backslashreplace")
 
 
-def _listen(ours: channel.Wire, printed: Printed, seconds: float) -> str | None:
+def _await_import(mold_channel: channel.Wire, printed: PrintedText, seconds: float) -> str | None:
     deadline = time.monotonic() + seconds
     readable = select.poll()
-    readable.register(ours, select.POLLIN)
+    readable.register(mold_channel, select.POLLIN)
     readable.register(printed.fd, select.POLLIN)
     while (left := deadline - time.monotonic()) > 0:
         ready = [fd for fd, _ in readable.poll(left * 1000)]
         if printed.fd in ready and not printed.read():
             readable.unregister(printed.fd)
-        if ours.fileno() not in ready:
+        if mold_channel.fileno() not in ready:
             continue
-        report = channel.receive_mold_report(ours)
+        report = channel.receive_mold_report(mold_channel)
         if report is None:
             return "the mold ended before the handler was imported"
         if report.word is MoldWord.FAILED:

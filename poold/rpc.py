@@ -1,10 +1,13 @@
-"""The control wire: one JSON object a line up, one down, over a unix socket; descriptors may come with the answer.
+"""The messages between the command line and the master: one JSON object a line, over a unix socket.
+
+Descriptors may come with the answer.
 
 Request   {"verb": "view"}                      at most `REQUEST_MAX` bytes
 Answer    {"ok": true, …} or {"ok": false, "error": "…"}
 
-`view` is answered with the daemon's state and read-only descriptors of the counters and the table, so that a table of thousands costs
-the master nothing: the client reads it. With `"statuses": true`, a third one comes along: JSON, what each session says, by session.
+The answer to `view` has the daemon's state, and read-only descriptors of counters and table. The
+client reads the table itself, so that a table of thousands costs the master nothing. With
+`"statuses": true` a third descriptor comes along: the status text of each session, as JSON.
 """
 
 import json
@@ -21,32 +24,33 @@ FDS_MAX = 3
 
 
 class UnreachableError(Exception):
-    """No daemon answers; says which places were tried."""
+    """No daemon answers. The message lists the sockets that were tried."""
 
 
-def call(places: list[Path], request: dict[str, Any], *, timeout: float) -> tuple[dict[str, Any], list[int]]:
-    """Ask the first daemon that listens in one of these places; return its answer and the descriptors, which the caller closes.
+def call(socket_paths: list[Path], request: dict[str, Any], *, timeout: float) -> tuple[dict[str, Any], list[int]]:
+    """Send a request to the first daemon that listens at one of these sockets.
 
-    The answer is whole and has come within `timeout` seconds. Raises UnreachableError.
+    Return the answer and its descriptors, which the caller closes. The whole answer must come
+    within `timeout` seconds. Raises UnreachableError.
     """
     tried: list[str] = []
-    for place in places:
+    for path in socket_paths:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout)
-            until = time.monotonic() + timeout
+            deadline = time.monotonic() + timeout
             try:
-                connection.connect(str(place))
+                connection.connect(str(path))
                 connection.sendall(json.dumps(request).encode() + b"\n")
-                return _answer(connection, until)
+                return _read_answer(connection, deadline)
             except (OSError, ValueError, RecursionError) as error:
-                tried.append(f"{place}: {getattr(error, 'strerror', None) or error}")
+                tried.append(f"{path}: {getattr(error, 'strerror', None) or error}")
     raise UnreachableError("; ".join(tried))
 
 
-def _answer(connection: socket.socket, until: float) -> tuple[dict[str, Any], list[int]]:
+def _read_answer(connection: socket.socket, deadline: float) -> tuple[dict[str, Any], list[int]]:
     fds: list[int] = []
     try:
-        answer = json.loads(_line(connection, until, fds))
+        answer = json.loads(_read_line(connection, deadline, fds))
         if not isinstance(answer, dict) or "ok" not in answer:
             raise ValueError("what answers is no daemon of poold's")
         return answer, fds
@@ -56,11 +60,11 @@ def _answer(connection: socket.socket, until: float) -> tuple[dict[str, Any], li
         raise
 
 
-def _line(connection: socket.socket, until: float, fds: list[int]) -> bytearray:
-    """Return everything up to the first line's end; its descriptors go into `fds`. Raises OSError, ValueError."""
+def _read_line(connection: socket.socket, deadline: float, fds: list[int]) -> bytearray:
+    """Return the first line, and add its descriptors to `fds`. Raises OSError, ValueError."""
     data = bytearray()
     while not data.endswith(b"\n"):
-        connection.settimeout(max(0.001, until - time.monotonic()))
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
         chunk, ancillary, _, _ = connection.recvmsg(65536, socket.CMSG_SPACE(FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC)
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

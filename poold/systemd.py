@@ -1,7 +1,8 @@
-"""systemd's protocols: readiness (sd_notify(3)) and passed sockets (sd_listen_fds(3)). Functions without state but the environment.
+"""systemd's protocols: readiness (sd_notify(3)) and passed sockets (sd_listen_fds(3)).
 
-Both are written to be implemented by the programs that use them. Notifying is best effort and never blocks: a missing or full
-socket must not hold up the service.
+These functions keep no state but the environment. systemd documents both protocols for programs to
+implement. A notification never blocks and may fail: a missing or full socket must not hold up the
+service.
 """
 
 import contextlib
@@ -16,9 +17,10 @@ FIRST_FD = 3
 
 
 def notify(address: str, *, fds: Sequence[int] = (), **fields: str | int) -> bool:
-    """Send fields (READY=1, STATUS=…) to the service manager at `address` (NOTIFY_SOCKET); say whether it took them.
+    """Send fields (READY=1, STATUS=…) to the service manager at `address` (NOTIFY_SOCKET).
 
-    With `fds`, a copy of each goes along.
+    A copy of each descriptor in `fds` goes along. Return whether the manager's socket has taken the
+    message.
     """
     if not address:
         return False
@@ -30,30 +32,32 @@ def notify(address: str, *, fds: Sequence[int] = (), **fields: str | int) -> boo
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
             sender.sendmsg([message.encode()], ancillary, 0, name)
     except OSError:
-        # Nobody listens, or the queue is full: the service goes on, and the manager's own timeouts speak for themselves.
+        # The socket is missing or full. The service goes on, and the manager acts by its own
+        # timeouts.
         return False
     return True
 
 
 def inherit_nothing() -> None:
-    """Let no descriptor that this process was started with reach a child, besides the standard streams."""
+    """Make all inherited descriptors but 0, 1 and 2 close-on-exec, so that no child gets them."""
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2:
-            with contextlib.suppress(OSError):  # that of the listing is closed by now
+            with contextlib.suppress(OSError):  # the descriptor of the listing itself is closed by now
                 os.set_inheritable(int(name), False)
 
 
 def listen_fds(environ: MutableMapping[str, str]) -> list[tuple[str, int]]:
-    """Return the passed descriptors as (name, number), and take the variables away so that no child ever sees them.
+    """Return the passed descriptors as (name, number), and remove the variables from `environ`.
 
-    Sockets meant for another process (LISTEN_PID) are not ours. Raises ConfigError for a descriptor that is not open; to be called
-    before this process opens any of its own, which would take its number.
+    No child then sees the variables. Sockets that are meant for another process (LISTEN_PID) are
+    left out. The call comes before this process opens any file, which could get the number of a
+    missing descriptor. Raises ConfigError for a descriptor that is not open.
     """
     pid, count, names = (environ.pop(key, "") for key in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
     if not pid.isdigit() or int(pid) != os.getpid() or not count.isdigit():
         return []
-    given = names.split(":") if names else []
-    passed = [(given[index] if index < len(given) and given[index] else "unknown", FIRST_FD + index) for index in range(int(count))]
+    labels = names.split(":") if names else []
+    passed = [(labels[index] if index < len(labels) and labels[index] else "unknown", FIRST_FD + index) for index in range(int(count))]
     for name, fd in passed:
         try:
             os.fstat(fd)

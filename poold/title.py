@@ -1,7 +1,8 @@
-"""Process titles, by the compiled part of setproctitle alone.
+"""Sets process titles, by the compiled module of setproctitle alone.
 
-`import setproctitle` imports logging and with it threading; in the mold every worker would pay for both at every clone
-(threading's fork hook alone touches over a hundred pages). The compiled module inside the package needs neither.
+`import setproctitle` would import logging and threading, and every worker would carry their memory.
+The fork hook of threading also writes to many pages at each clone. The compiled module inside the
+package needs neither.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 from importlib.machinery import ExtensionFileLoader, PathFinder
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # without loading typing, whose weight every worker would carry
+if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
     from collections.abc import Callable
 
 TITLE_MAX = 120
@@ -30,18 +31,21 @@ def _load() -> Callable[[str], None]:
     return setproctitle
 
 
-# Shows a title as it is, cut where the process's memory for it ends.
-show = _load()
+# Sets a title unchanged, but cut where the process's memory for titles ends.
+show_title = _load()
 
 
-def titled(text: str, before: str = "poold:") -> str:
-    """Return a title that goes on with a text, without control characters, of at most `TITLE_MAX` characters."""
-    title = f"{before} {text}"
+def format_title(text: str, prefix: str = "poold:") -> str:
+    """Return a title: `prefix`, then a text. Unprintable characters are dropped.
+
+    The title has at most `TITLE_MAX` characters.
+    """
+    title = f"{prefix} {text}"
     if not title.isprintable():
         title = "".join(c for c in title if c.isprintable())
     return title[:TITLE_MAX]
 
 
 def set_title(text: str) -> None:
-    """Show `poold: text` as this process's name in ps(1)."""
-    show(titled(text))
+    """Set the title `poold: text`, which ps(1) shows."""
+    show_title(format_title(text))

@@ -1,14 +1,15 @@
 """The closed sets of words that several processes share: kinds, states, causes, reasons.
 
-Each is the value of a metric's label, a word of the log and a word of `poold ps`; none is ever made from what a peer sent.
-The order of the members is the order of their cells in the scoreboard: append, never reorder.
+Each word is the value of a metric's label, a word of the log and a word of `poold ps`. No word ever
+comes from what a peer has sent. The order of the members is the order of their cells in the
+scoreboard: append, never reorder.
 """
 
 from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """What a child of the master is for."""
+    """The kinds of the master's children."""
 
     WORKER = "worker"
     MOLD = "mold"
@@ -18,7 +19,10 @@ class Kind(StrEnum):
 
 
 class State(StrEnum):
-    """Where a child is in its life; a worker is serving from the hand-over on, other kinds are starting, then serving."""
+    """The states of a child.
+
+    A worker is serving from the hand-over on. Other kinds are starting, then serving.
+    """
 
     STARTING = "starting"
     SPARE = "spare"
@@ -29,7 +33,10 @@ class State(StrEnum):
 
 
 class Cause(StrEnum):
-    """Why a session ended; the first decision wins, the master's own before what the kernel reports."""
+    """Why a session has ended.
+
+    The first decision counts. A decision of the master comes before a report of the kernel.
+    """
 
     OK = "ok"
     EXIT = "exit"
@@ -87,6 +94,6 @@ class UpgradeResult(StrEnum):
     UNDONE = "undone"
 
 
-# What accept() and the clone are known to fail with (accept(2), clone(2)); everything else is counted as "other".
+# The known errors of accept(2) and clone(2). Any other error counts as "other".
 ACCEPT_ERRNOS = ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "ECONNABORTED", "EPROTO", "EPERM", "ENETDOWN", "EHOSTUNREACH", "EINVAL", "other")
 FORK_ERRNOS = ("EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "EPERM", "ENOSYS", "ETOOMANYREFS", "other")

@@ -176,7 +176,7 @@ def test_words_on_a_page() -> None:
         return found.client_gone, found.deadline, found.status
 
     assert read() == (False, 0.0, "")
-    page.client_gone()
+    page.note_client_gone()
     page.extend_deadline(12.5)
     page.set_status("täglich\x07 " + "x" * 500)
     assert read()[:2] == (True, 12.5)

@@ -31,7 +31,7 @@ from poold.pages import Activity
 from poold.plain import ACK, AF_INET, AF_UNIX, CLIENT_GONE, DONE, EXIT, MSG_NOSIGNAL, NACK, OK, SIGPIPE, SOCK_SEQPACKET, SOCK_STREAM
 from poold.sandbox import die_with
 from poold.stream import flush
-from poold.title import show, titled
+from poold.title import format_title, show_title
 from poold.worker import adapters
 
 TYPE_CHECKING = False
@@ -45,7 +45,7 @@ if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
 # the interpreter takes the memory from its own pools.
 ASSIGNMENT_MAX = 448
 
-_SPARE_TITLE = titled("spare")
+_SPARE_TITLE = format_title("spare")
 
 
 def run_worker(worker: Worker, order: bytes, channel_fd: int, page_fd: int = -1) -> None:
@@ -149,7 +149,7 @@ class Worker:
         self.settings = settings
         self.handler: adapters.Serve | None = None
         # Every worker reads these. The mold makes them once, before the first clone.
-        self.title_prefix = titled(settings["name"])
+        self.title_prefix = format_title(settings["name"])
         self.connections_per_child: int = settings["connections_per_child"]
         self.options: Mapping[str, Any] = settings["options"]
         self.command: list[str] | None = settings["command"]
@@ -172,7 +172,7 @@ class Worker:
         self._activity: Activity | None = None
 
     def run(self, order: bytes, channel_fd: int) -> int:
-        """Set up this process, then serve until the last connection; return the exit status."""
+        """Set up this process, then serve until the last connection. Return the exit status."""
         set_disposition(SIGPIPE, self.spare_sigpipe)
         _, _, ahead = read_order(order)
         if ahead:
@@ -182,7 +182,7 @@ class Worker:
         setsid()
         if not die_with(self.master_pid):
             return 0
-        show(_SPARE_TITLE)
+        show_title(_SPARE_TITLE)
         self._channel = wire = Wire(AF_UNIX, SOCK_SEQPACKET, 0, channel_fd)
         _send_or_exit(wire, self.birth_report)
         if not self.ready_at_birth:
@@ -196,7 +196,7 @@ class Worker:
             if sessions_left == 0:
                 return code
             _send_or_exit(wire, report(DONE, connection.id, outcome))
-            show(_SPARE_TITLE)
+            show_title(_SPARE_TITLE)
         return 0
 
     def _import_handler(self) -> None:
@@ -239,11 +239,11 @@ class Worker:
             peer_text = str(peer)
         self._session_id, self._activity = session, None
         self._session_title = title = f"{self.title_prefix} {peer_text}"
-        show(title)
+        show_title(title)
         return Connection(accepted, session, peer, listener, self.options, self)
 
     def serve(self, connection: Connection, last: bool) -> tuple[int, int]:
-        """Acknowledge a connection and serve its client; return exit status and `Outcome`."""
+        """Acknowledge a connection and serve its client. Return exit status and `Outcome`."""
         handler = self.handler
         assert handler is not None
         # ACK goes out before the handler reads the first byte. Until the master has read ACK, the
@@ -271,7 +271,7 @@ class Worker:
         close(self.page_fd)
 
     def _conclude_failure(self, connection: Connection, error: BaseException) -> tuple[int, int]:
-        """Close the connection after the handler has raised; return exit status and `Outcome`."""
+        """Close the connection after the handler has raised. Return exit status and `Outcome`."""
         try:
             if isinstance(error, (BrokenPipeError, ConnectionResetError)):
                 self._note_client_gone()
@@ -331,7 +331,7 @@ class Worker:
     def set_status(self, text: str) -> None:
         """Show this text in `poold ps` and in the process title."""
         self._session_activity().set_status(text)
-        show(titled(text, self._session_title))
+        show_title(format_title(text, self._session_title))
 
     def extend_deadline(self, seconds: float) -> None:
         """Ask the master for a deadline that is `seconds` from now."""

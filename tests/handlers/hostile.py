@@ -790,9 +790,9 @@ def spoiled_interpreter(connection: Connection, rng: Random) -> None:
         elif kind == 3:
             builtins.__dict__.pop("isinstance", None)
         elif kind == 4:
-            object.__setattr__(connection._desk, "leave", stay)
+            object.__setattr__(connection._desk, "exit_process", stay)
         else:
-            worker.__dict__["_say"] = None
+            worker.__dict__["_send_or_exit"] = None
 
 
 # ---- What it may say to poold ---------------------------------------------------------------------------------------------------
