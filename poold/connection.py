@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
     from collections.abc import Mapping
     from typing import Any, Protocol
 
-    class Desk(Protocol):
+    class WorkerRequests(Protocol):
         """The requests that a connection passes to its worker."""
 
         def stopping(self) -> bool:
@@ -40,7 +40,7 @@ class Connection:
     `[server.options]`. `tls` is the client's certificate or None.
     """
 
-    __slots__ = ("_desk", "_local", "_peer", "_reader", "_writer", "id", "listener", "options", "socket", "tls")
+    __slots__ = ("_local", "_peer", "_reader", "_worker", "_writer", "id", "listener", "options", "socket", "tls")
 
     def __init__(  # noqa: PLR0917 -- keywords would cost each worker a dictionary
         self,
@@ -49,7 +49,7 @@ class Connection:
         peer: Endpoint | tuple[str, int],
         listener: str,
         options: Mapping[str, Any],
-        desk: Desk,
+        worker: WorkerRequests,
     ) -> None:
         self.socket = socket
         self.id = id
@@ -58,7 +58,7 @@ class Connection:
         self.listener = listener
         self.options = options
         self.tls: Mapping[str, Any] | None = None
-        self._desk = desk
+        self._worker = worker
         self._local: Endpoint | None = None
         self._reader: io.BufferedReader | None = None
         self._writer: io.BufferedWriter | None = None
@@ -97,7 +97,7 @@ class Connection:
     @property
     def stopping(self) -> bool:
         """True once a drain has begun: the session has `timeouts.drain` left to finish."""
-        return self._desk.stopping()
+        return self._worker.stopping()
 
     def set_status(self, text: str) -> None:
         """Show `text` in `poold ps` and in the process title.
@@ -105,14 +105,14 @@ class Connection:
         Control characters are removed, and long texts are cut. Raises OSError where the handler has
         closed the descriptor of the activity page.
         """
-        self._desk.set_status(text)
+        self._worker.set_status(text)
 
     def extend_deadline(self, seconds: float) -> None:
         """Move the idle and the session deadline to now + `seconds` where that is later.
 
         Raises as `set_status`.
         """
-        self._desk.extend_deadline(seconds)
+        self._worker.extend_deadline(seconds)
 
     def close(self) -> None:
         """Flush `writer` and close the connection.

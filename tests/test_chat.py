@@ -58,7 +58,7 @@ from poold.connection import Connection
 from poold.handlers import chat
 fd, number, options, folder, constants, certificate = json.loads(sys.argv[1])
 
-class Desk:
+class FakeWorker:
     def stopping(self):
         return os.path.exists(folder + "/drain")
     def set_status(self, text):
@@ -77,7 +77,7 @@ if certificate:
     context.load_cert_chain(certificate)
     client = context.wrap_socket(client, server_side=True)
 here = Endpoint.of(socket.AF_UNIX, "")
-connection = Connection(client, id=number, peer=here, listener="test", options=options, desk=Desk())
+connection = Connection(client, id=number, peer=here, listener="test", options=options, worker=FakeWorker())
 try:
     chat.serve(connection)
 except ConnectionError:

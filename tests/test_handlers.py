@@ -14,7 +14,7 @@ from poold.handlers import daytime, echo
 DEADLINE = 30.0
 
 
-class Desk:
+class FakeWorker:
     """What a worker would answer to a handler that asks nothing."""
 
     def stopping(self) -> bool:
@@ -35,7 +35,7 @@ def pair() -> Iterator[tuple[socket.socket, Connection]]:
         accepted, peer = listener.accept()
     there = Endpoint.of(socket.AF_INET, peer)
     with client, accepted:
-        yield client, Connection(accepted, id=1, peer=there, listener="test", options={}, desk=Desk())
+        yield client, Connection(accepted, id=1, peer=there, listener="test", options={}, worker=FakeWorker())
 
 
 def received(client: socket.socket) -> bytes:

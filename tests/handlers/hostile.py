@@ -790,7 +790,7 @@ def spoiled_interpreter(connection: Connection, rng: Random) -> None:
         elif kind == 3:
             builtins.__dict__.pop("isinstance", None)
         elif kind == 4:
-            object.__setattr__(connection._desk, "exit_process", stay)
+            object.__setattr__(connection._worker, "exit_process", stay)
         else:
             worker.__dict__["_send_or_exit"] = None
 
