@@ -58,10 +58,10 @@ VERSION_MAX = 32
 MOLD_TEXT_MAX = 8192
 # The most messages of one child that the master reads in one turn, so that no child can keep the
 # master busy. A worker that ends with more unread messages breaks the protocol.
-READS_MAX = 16
+MESSAGES_PER_TURN = 16
 
 
-class Word(IntEnum):
+class WorkerWord(IntEnum):
     """The first byte of a report."""
 
     BORN = 1
@@ -73,7 +73,7 @@ class Word(IntEnum):
     DONE = 7
 
 
-_WORDS = {int(word): word for word in Word}
+_WORDS = {int(word): word for word in WorkerWord}
 _REPORT = struct.Struct("<BxxxiQ")
 
 
@@ -86,7 +86,7 @@ class Report:
 
     __slots__ = ("number", "pid", "session", "version", "word")
 
-    def __init__(self, word: Word, *, session: int, number: int, version: str, pid: int) -> None:
+    def __init__(self, word: WorkerWord, *, session: int, number: int, version: str, pid: int) -> None:
         self.word = word
         self.session = session
         self.number = number
@@ -102,14 +102,14 @@ class Outcome(IntEnum):
     CLIENT_GONE = 2
 
 
-def report(word: int, session: int = 0, number: int = 0) -> bytes:
+def pack_report(word: int, session: int = 0, number: int = 0) -> bytes:
     """Return the bytes of a report."""
     return _REPORT.pack(word, number, session)
 
 
-def born(*, ready: bool, version: str) -> bytes:
+def pack_birth(*, ready: bool, version: str) -> bytes:
     """Return the bytes of BORN."""
-    return report(Word.BORN, 0, ready) + version.encode()[:VERSION_MAX]
+    return pack_report(WorkerWord.BORN, 0, ready) + version.encode()[:VERSION_MAX]
 
 
 _ASSIGNMENT = struct.Struct("<QHHIII")
@@ -150,7 +150,7 @@ def read_assignment(data: bytes) -> tuple[int, int, str, int, int, int, str]:
     return session, family, names[:length], port, flow, scope, names[length:]
 
 
-def pair() -> tuple[Wire, Wire]:
+def make_pair() -> tuple[Wire, Wire]:
     """Return the two ends of a new channel: the master's and the child's. Raises OSError.
 
     The master's end does not block, and gets the sender's pid with each message.
@@ -161,12 +161,12 @@ def pair() -> tuple[Wire, Wire]:
     return master_end, child_end
 
 
-def wire(fd: int) -> Wire:
+def open_wire(fd: int) -> Wire:
     """Return the end of a channel with this descriptor. The result owns the descriptor."""
     return Wire(AF_UNIX, SOCK_SEQPACKET, 0, fd)
 
 
-def send_with(wire: Wire, data: bytes, fd: int) -> None:
+def send_with_descriptor(wire: Wire, data: bytes, fd: int) -> None:
     """Send a message with a copy of the descriptor, which the caller keeps. Raises OSError."""
     wire.sendmsg((data,), ((SOL_SOCKET, SCM_RIGHTS, _DESCRIPTOR.pack(fd)),), MSG_NOSIGNAL)
 
@@ -181,7 +181,7 @@ def send_order(wire: Wire, data: bytes, worker_end: int, page_fd: int | None) ->
     wire.sendmsg((data,), ((SOL_SOCKET, SCM_RIGHTS, rights),), MSG_NOSIGNAL)
 
 
-def receive_with(wire: Wire, size: int) -> tuple[bytes, tuple[int, ...]]:
+def receive_with_descriptors(wire: Wire, size: int) -> tuple[bytes, tuple[int, ...]]:
     """Wait for a message with one or two descriptors, which the caller then owns.
 
     Return (b"", ()) at EOF. Descriptors are missing where this process is at its limit of open
@@ -219,7 +219,7 @@ def receive_report(wire: Wire) -> Report | None:
     for level, kind, payload in ancillary:
         if level == SOL_SOCKET and kind == SCM_CREDENTIALS:
             pid = _CREDENTIALS.unpack_from(payload)[0]
-    version = data[_REPORT.size :].decode("ascii", "replace") if known is Word.BORN else ""
+    version = data[_REPORT.size :].decode("ascii", "replace") if known is WorkerWord.BORN else ""
     return Report(known, session=session, number=number, version=version, pid=pid)
 
 
@@ -240,7 +240,7 @@ _MOLD_HEAD = struct.Struct("<B15xi")
 # An answer is this head, the order and the result: a pid, or an errno as a negative number. The
 # head is packed here, because the mold writes to as few pages as possible between two clones.
 ANSWER_HEAD = _MOLD_HEAD.pack(MoldWord.ANSWER, 0)
-MADE = struct.Struct("<i")
+ORDER_RESULT = struct.Struct("<i")
 
 
 class MoldReport:
@@ -259,7 +259,7 @@ class MoldReport:
         self.answer = answer
 
 
-def order(slot: int, incarnation: int, *, ahead: bool) -> bytes:
+def pack_order(slot: int, incarnation: int, *, ahead: bool) -> bytes:
     """Return the bytes of an order for a worker."""
     return _ORDER.pack(slot, incarnation, ahead)
 
@@ -270,7 +270,7 @@ def read_order(data: bytes) -> tuple[int, int, int]:
     return slot, incarnation, ahead
 
 
-def mold_report(word: MoldWord, *, number: int = 0, text: str = "") -> bytes:
+def pack_mold_report(word: MoldWord, *, number: int = 0, text: str = "") -> bytes:
     """Return the bytes of a mold's message other than an answer."""
     return _MOLD_HEAD.pack(word, number) + text.encode("utf-8", "backslashreplace")[:MOLD_TEXT_MAX]
 
@@ -289,9 +289,9 @@ def receive_mold_report(wire: Wire) -> MoldReport | None:
     rest = data[_MOLD_HEAD.size :]
     if word != MoldWord.ANSWER:
         return MoldReport(MoldWord(word), number=number, text=rest.decode("utf-8", "replace"))
-    if len(rest) != ORDER_SIZE + MADE.size:
+    if len(rest) != ORDER_SIZE + ORDER_RESULT.size:
         raise ProtocolError(f"an answer of {len(rest)} bytes")
-    (slot, incarnation, _), (made,) = _ORDER.unpack_from(rest), MADE.unpack_from(rest, ORDER_SIZE)
+    (slot, incarnation, _), (made,) = _ORDER.unpack_from(rest), ORDER_RESULT.unpack_from(rest, ORDER_SIZE)
     return MoldReport(MoldWord.ANSWER, answer=(slot, incarnation, max(0, made), max(0, -made)))
 
 
@@ -301,5 +301,5 @@ def receive_mold_report(wire: Wire) -> MoldReport | None:
 # and to end.
 LOGGER_READY = b"ready"
 LOGGER_LEAVE = b"leave"
-LOST = struct.Struct("<I")
+LINES_LOST = struct.Struct("<I")
 LOGGER_WORD_MAX = 64

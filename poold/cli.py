@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
     from poold.master.engine.signals import Inbox
     from poold.stream import install
 
-    sandbox.hide()
+    sandbox.forbid_inspection()
     # What this process prints itself must not hold it up either.
     install()
     origin = {key: value for key, value in os.environ.items() if not key.startswith("LISTEN_")}

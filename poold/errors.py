@@ -60,7 +60,7 @@ class Problem:
         return f"{where}{self.key}: {self.message}" if self.key else f"{where}{self.message}"
 
 
-def refusal(problems: list[Problem]) -> dict[str, Any]:
+def pack_problems(problems: list[Problem]) -> dict[str, Any]:
     """Return the verdict of a trial that refuses, in the form in which JSON carries the verdict."""
     return {"problems": [{"key": problem.key, "message": problem.message, "line": problem.line} for problem in problems]}
 

@@ -24,10 +24,10 @@ import errno
 import os
 import struct
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 STATUS_MAX = 200
 # Broken pipe or reset, deadline, length of the status, status, session.
-ACTIVITY = struct.Struct(f"<QdQ{STATUS_MAX}sQ")
+ACTIVITY_LAYOUT = struct.Struct(f"<QdQ{STATUS_MAX}sQ")
 # fcntl(2): with these seals the file keeps its size and its seals.
 _F_GET_SEALS = 1034
 ACTIVITY_SEALS = 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
@@ -39,7 +39,7 @@ _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
-def mapped(fd: int, *, size: int = PAGE, writable: bool = False) -> memoryview:
+def map_memory(fd: int, *, size: int = PAGE_SIZE, writable: bool = False) -> memoryview:
     """Map a shared memory file for the rest of this process's life. Raises OSError.
 
     An access behind the end of the file kills the process (mmap(2), SIGBUS). The module `mmap` is
@@ -54,11 +54,11 @@ def mapped(fd: int, *, size: int = PAGE, writable: bool = False) -> memoryview:
     return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
 
 
-class Phase:
+class PhasePage:
     """The phase page as the master writes it."""
 
     def __init__(self, fd: int) -> None:
-        self._map = mapped(fd, writable=True)
+        self._map = map_memory(fd, writable=True)
 
     def drain(self) -> None:
         """Tell every worker that a drain has begun."""
@@ -76,7 +76,7 @@ class PhaseView:
     """The phase page as a worker reads it. The mold maps the page."""
 
     def __init__(self, fd: int) -> None:
-        self._map = mapped(fd)
+        self._map = map_memory(fd)
 
     def draining(self) -> bool:
         """Return whether a drain has begun."""
@@ -87,7 +87,7 @@ class PhaseView:
         return self._map[8] != 0
 
 
-class Activity:
+class ActivityWriter:
     """Writes one session's messages to the activity page of its worker.
 
     `fd` is the page's descriptor, which the worker keeps.
@@ -122,4 +122,4 @@ class Activity:
         if _libc.fcntl(self._fd, _F_GET_SEALS, 0) != ACTIVITY_SEALS:
             raise OSError(errno.EBADF, "the descriptor of the activity page was closed")
         status = self._status
-        os.pwrite(self._fd, ACTIVITY.pack(self._client_gone, self._deadline, len(status), status, self._session), 0)
+        os.pwrite(self._fd, ACTIVITY_LAYOUT.pack(self._client_gone, self._deadline, len(status), status, self._session), 0)

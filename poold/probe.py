@@ -14,7 +14,7 @@ from poold.channel import MoldWord
 from poold.master.children.spawn import Launcher
 from poold.master.children.streams import Streams
 from poold.master.descriptors import limits
-from poold.pages import PAGE
+from poold.pages import PAGE_SIZE
 from poold.scoreboard import shared_memory
 from poold.settings.config import Config, People
 
@@ -27,9 +27,9 @@ def import_handler(config: Config, people: People, environ: Mapping[str, str]) -
 
     The output is what the import has printed. Raises OSError.
     """
-    mold_channel, mold_end = channel.pair()
+    mold_channel, mold_end = channel.make_pair()
     reader, writer = os.pipe2(os.O_CLOEXEC)
-    fds = {"channel": mold_end.fileno(), "phase": shared_memory("phase", PAGE)}
+    fds = {"channel": mold_end.fileno(), "phase": shared_memory("phase", PAGE_SIZE)}
     try:
         launcher = Launcher(environ, limits(), Streams(writer))
         pid = launcher.mold(launcher.recipe(config, people), **fds)

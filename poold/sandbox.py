@@ -94,11 +94,11 @@ def _change_identity(uid: int, gid: int, groups: Sequence[int]) -> bool:
     become(uid=uid, gid=gid, groups=groups)
     # A change of user sets the process's dumpable flag to the system's value (proc(5),
     # suid_dumpable).
-    hide()
+    forbid_inspection()
     return True
 
 
-def die_with(parent_pid: int) -> bool:
+def terminate_with_parent(parent_pid: int) -> bool:
     """Let the kernel send TERM to this process at the parent's death (prctl(2)).
 
     Return whether the parent is still alive, because it may have died before this call. The call
@@ -110,7 +110,7 @@ def die_with(parent_pid: int) -> bool:
     return getppid() == parent_pid
 
 
-def vanish_with(parent_pid: int | None) -> None:
+def kill_with_parent(parent_pid: int | None) -> None:
     """Let the kernel kill this process at the parent's death. End now if the parent is dead.
 
     This is for processes without clients. An import or a name service may hang for minutes, and
@@ -122,7 +122,7 @@ def vanish_with(parent_pid: int | None) -> None:
         os._exit(0)
 
 
-def hide() -> None:
+def forbid_inspection() -> None:
     """Let only root trace this process, read its memory or take its descriptors.
 
     Its own user may not either (prctl(2), PR_SET_DUMPABLE). Each execve(2) undoes this, so the call
@@ -134,8 +134,8 @@ def hide() -> None:
         raise _last_error()
 
 
-def be_seen() -> None:
-    """Undo `hide`, also after a change of user (prctl(2)).
+def allow_inspection() -> None:
+    """Undo `forbid_inspection`, also after a change of user (prctl(2)).
 
     The caller must have closed everything that sessions must not have.
     """

@@ -33,7 +33,7 @@ from zlib import crc32
 
 from poold import __version__
 from poold.metrictable import CellUnit, FactLabels, Histogram, ListenerLabel, MetricTable, NoLabel, WordLabel, WordLabels
-from poold.pages import mapped
+from poold.pages import map_memory
 from poold.words import ACCEPT_ERRNOS, FORK_ERRNOS, Cause, Failure, Kind, Refusal, ReloadResult, State, UpgradeResult
 
 MAGIC = b"poold\0\0\1"
@@ -281,7 +281,7 @@ class CountersView:
     def __init__(self, fd: int) -> None:
         """Raise ValueError for counters of another version of poold; raise OSError."""
         size = os.fstat(fd).st_size
-        self._map = mapped(fd, size=min(size, COUNTERS_SIZE))
+        self._map = map_memory(fd, size=min(size, COUNTERS_SIZE))
         if size != COUNTERS_SIZE or self._map[0:8] != MAGIC or self._map[8:16] != LAYOUT:
             raise ValueError("the counters have another layout; they belong to another version of poold")
         self._last = array.array("Q", bytes(8 * CELLS))

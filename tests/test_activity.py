@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poold.master.pool.activity import SILENT, understand
-from poold.pages import ACTIVITY, ACTIVITY_SEALS, PAGE, Activity
+from poold.pages import ACTIVITY_LAYOUT, ACTIVITY_SEALS, PAGE_SIZE, ActivityWriter
 from poold.scoreboard import keep_size, shared_memory
 from tests.faultkit import said
 from tests.support import Client, Daemon, Poold
@@ -70,7 +70,7 @@ def test_no_neighbour_is_reached_through_a_mapping(poold: Poold) -> None:
         assert attack(other, "c.set_status('mine'); say(1)") == 1
         attack(client, "m = mmap.mmap(page(), 4096); at = ctypes.addressof(ctypes.c_char.from_buffer(m)); say(1)")
         # What lies beyond is no memory at all: touching it is fatal to who does.
-        for size in (0, PAGE):
+        for size in (0, PAGE_SIZE):
             assert attack(client, f"say(fate(grow_and_touch, at, {size}))") == signal.SIGBUS
         assert attack(client, "say(fate(turn_and_touch, at))") in (0, signal.SIGBUS)
         assert statuses(daemon) == ["", "mine"]
@@ -167,12 +167,12 @@ def test_pages_survive_an_upgrade(poold: Poold) -> None:
 
 def test_words_on_a_page() -> None:
     """What a session says on its page is what the master reads, cut and without control characters, and of that session alone."""
-    fd = shared_memory("activity", PAGE)
+    fd = shared_memory("activity", PAGE_SIZE)
     keep_size(fd)
-    page = Activity(fd, 7)
+    page = ActivityWriter(fd, 7)
 
     def read(session: int = 7) -> tuple[bool, float, str]:
-        found = understand(os.pread(fd, ACTIVITY.size, 0), session)
+        found = understand(os.pread(fd, ACTIVITY_LAYOUT.size, 0), session)
         return found.client_gone, found.deadline, found.status
 
     assert read() == (False, 0.0, "")
@@ -185,7 +185,7 @@ def test_words_on_a_page() -> None:
     page.extend_deadline(float("nan"))
     page.set_status("short")
     assert read() == (True, 0.0, "short")
-    Activity(fd, 8).set_status("next")
+    ActivityWriter(fd, 8).set_status("next")
     assert (read(7), read(8)) == ((False, 0.0, ""), (False, 0.0, "next"))
     assert ACTIVITY_SEALS == 7
     os.close(fd)
@@ -195,9 +195,9 @@ def test_words_on_a_page() -> None:
 def test_any_bytes_on_a_page_are_understood(data: bytes, owner: int) -> None:
     """Whatever stands on a page, reading gives a bounded text without control characters and a finite deadline, or nothing."""
     found = understand(data, owner)
-    assert found == SILENT or len(data) >= ACTIVITY.size
+    assert found == SILENT or len(data) >= ACTIVITY_LAYOUT.size
     assert len(found.status) <= 200
     assert found.status.isprintable()
     assert 0 <= found.deadline < float("inf")
-    signed = data[:-8] + struct.pack("<Q", owner) if len(data) == ACTIVITY.size else data
+    signed = data[:-8] + struct.pack("<Q", owner) if len(data) == ACTIVITY_LAYOUT.size else data
     assert understand(signed, owner).deadline >= 0

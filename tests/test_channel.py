@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poold import channel
-from poold.channel import MoldReport, MoldWord, Report, Word
+from poold.channel import MoldReport, MoldWord, Report, WorkerWord
 from poold.errors import ProtocolError
 
 
 @contextlib.contextmanager
 def ends() -> Iterator[tuple[channel.Wire, channel.Wire]]:
     """Make a channel, and close both ends."""
-    ours, theirs = channel.pair()
+    ours, theirs = channel.make_pair()
     try:
         yield ours, theirs
     finally:
@@ -50,7 +50,7 @@ def test_any_message_of_a_worker(message: bytes) -> None:
             report = None
         else:
             assert isinstance(report, Report)
-            assert report.word in set(Word)
+            assert report.word in set(WorkerWord)
             assert report.pid == os.getpid()
             assert 0 <= report.session < 1 << 64
             assert len(report.version) <= channel.REPORT_MAX
@@ -114,13 +114,13 @@ def test_assignments_arrive_as_they_were_sent(  # noqa: PLR0917 -- hypothesis gi
 def test_descriptor_passes_close_on_exec() -> None:
     """A descriptor that came through a channel is not inherited by programs, and EOF is told from a message without one."""
     with ends() as (ours, theirs), open(os.devnull) as null:
-        channel.send_with(ours, b"take this", null.fileno())
+        channel.send_with_descriptor(ours, b"take this", null.fileno())
         channel.send_order(ours, b"and these", null.fileno(), null.fileno())
         for message, count in ((b"take this", 1), (b"and these", 2)):
-            data, fds = channel.receive_with(theirs, 100)
+            data, fds = channel.receive_with_descriptors(theirs, 100)
             assert (data, len(fds)) == (message, count)
             for fd in fds:
                 assert not os.get_inheritable(fd)
                 os.close(fd)
         ours.close()
-        assert channel.receive_with(theirs, 100) == (b"", ())
+        assert channel.receive_with_descriptors(theirs, 100) == (b"", ())

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from poold.channel import Outcome, Word, report
+from poold.channel import Outcome, WorkerWord, pack_report
 from tests.childkit import handed_over, spares_of
 from tests.procfs import alive, children_of, freeze, frozen, gone, shows, state
 from tests.support import Client, Poold
@@ -650,25 +650,25 @@ def test_malformed_word(poold: Poold, message: bytes) -> None:
 @pytest.mark.parametrize(
     ("word", "other", "number"),
     [
-        (Word.BORN, 0, 0),
-        (Word.READY, 0, 0),
-        (Word.ACK, 0, 0),
-        (Word.ACK, 1000, 0),
-        (Word.NACK, 0, 24),
-        (Word.NACK, 1000, 24),
-        (Word.EXEC, 0, 0),
-        (Word.NOEXEC, 0, 2),
-        (Word.DONE, 0, 99),
-        (Word.DONE, 1000, Outcome.OK),
+        (WorkerWord.BORN, 0, 0),
+        (WorkerWord.READY, 0, 0),
+        (WorkerWord.ACK, 0, 0),
+        (WorkerWord.ACK, 1000, 0),
+        (WorkerWord.NACK, 0, 24),
+        (WorkerWord.NACK, 1000, 24),
+        (WorkerWord.EXEC, 0, 0),
+        (WorkerWord.NOEXEC, 0, 2),
+        (WorkerWord.DONE, 0, 99),
+        (WorkerWord.DONE, 1000, Outcome.OK),
     ],
 )
-def test_word_out_of_place(poold: Poold, word: Word, other: int, number: int) -> None:
+def test_word_out_of_place(poold: Poold, word: WorkerWord, other: int, number: int) -> None:
     """A worker that says a word that cannot be true while it serves is ended, its session is `lost`, and nobody else notices."""
     daemon = poold(options=FOREVER).start()
     with daemon.connect() as liar, daemon.connect() as bystander:
         facts = json.loads(liar.ask("facts"))
         assert bystander.ask("echo before") == "before"
-        tell(liar, report(word, facts["id"] + other, number))
+        tell(liar, pack_report(word, facts["id"] + other, number))
         eventually(lambda: daemon.metrics().total("poold_sessions_ended_total") == 1, "its session ends", seconds=5)
         daemon.metric("poold_sessions_ended_total", 1, cause="lost")
         eventually(lambda: gone(facts["pid"]), "its end")
@@ -683,7 +683,7 @@ def test_flood_of_words(poold: Poold) -> None:
     with daemon.connect() as liar, daemon.connect() as bystander:
         pid = int(liar.ask("pid"))
         assert bystander.ask("echo before") == "before"
-        tell(liar, report(Word.READY), 1_000_000)
+        tell(liar, pack_report(WorkerWord.READY), 1_000_000)
         liar.rest()
         assert bystander.ask("echo after") == "after"
         eventually(lambda: gone(pid), "its end")
@@ -697,7 +697,7 @@ def test_descriptors_from_a_worker_are_not_taken(poold: Poold) -> None:
     spares_of(daemon, 1)
     before = len(os.listdir(f"/proc/{daemon.master}/fd"))
     with daemon.connect() as liar:
-        liar.send(f"tell_rights {report(Word.DONE, 0, 99).hex()}\n".encode())
+        liar.send(f"tell_rights {pack_report(WorkerWord.DONE, 0, 99).hex()}\n".encode())
         liar.rest()
     daemon.metric("poold_sessions_ended_total", 1, cause="lost")
     spares_of(daemon, 1)
@@ -710,7 +710,7 @@ def test_worker_that_says_it_is_done(poold: Poold) -> None:
     with daemon.connect() as liar:
         facts = json.loads(liar.ask("facts"))
         spares_of(daemon, 1)
-        tell(liar, report(Word.DONE, facts["id"], Outcome.OK))
+        tell(liar, pack_report(WorkerWord.DONE, facts["id"], Outcome.OK))
         assert liar.line() == "told"
         daemon.metric("poold_sessions_ended_total", 1, cause="ok")
         with daemon.connect() as client:
@@ -736,7 +736,9 @@ def test_handler_that_closes_every_descriptor(poold: Poold) -> None:
 
 
 @pytest.mark.parametrize(
-    "message", [b"abc", report(Word.ACK, 1), report(Word.DONE, 1), report(Word.READY)], ids=["short", "ACK", "DONE", "READY"]
+    "message",
+    [b"abc", pack_report(WorkerWord.ACK, 1), pack_report(WorkerWord.DONE, 1), pack_report(WorkerWord.READY)],
+    ids=["short", "ACK", "DONE", "READY"],
 )
 def test_spare_that_talks_nonsense(poold: Poold, folder: Path, message: bytes) -> None:
     """A spare that says what cannot be true is ended and replaced before a client is given to it."""

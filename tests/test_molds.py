@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poold import __version__
-from poold.channel import ANSWER_HEAD, MADE, MoldReport, MoldWord, mold_report
+from poold.channel import ANSWER_HEAD, ORDER_RESULT, MoldReport, MoldWord, pack_mold_report
 from poold.errors import ProtocolError
 from poold.master.children.table import Child
 from poold.master.pool.mold import FAILURES_MAX, FAILURES_SECONDS, Mold, Streak
@@ -198,13 +198,13 @@ def words(*reports: bytes) -> str:
 
 def answer(slot: int, incarnation: int, made: int) -> bytes:
     """Return the bytes of an answer."""
-    return ANSWER_HEAD + struct.pack("<III", slot, incarnation, 0) + MADE.pack(made)
+    return ANSWER_HEAD + struct.pack("<III", slot, incarnation, 0) + ORDER_RESULT.pack(made)
 
 
 LIES = {
-    "another hello": words(mold_report(MoldWord.HELLO, text=__version__)),
-    "ready twice": words(mold_report(MoldWord.READY, number=1)),
-    "failed after all": words(mold_report(MoldWord.FAILED, text="no")),
+    "another hello": words(pack_mold_report(MoldWord.HELLO, text=__version__)),
+    "ready twice": words(pack_mold_report(MoldWord.READY, number=1)),
+    "failed after all": words(pack_mold_report(MoldWord.FAILED, text="no")),
     "an answer to nothing": words(answer(16, 99, 12345)),
     "no error either": words(answer(16, 99, -11)),
     "many answers": words(*[answer(16, 1, 12345)] * 20000),

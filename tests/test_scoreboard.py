@@ -8,7 +8,7 @@ import pytest
 
 from poold import scoreboard as board
 from poold.childrows import ChildRow, ChildRows, ChildRowsView
-from poold.pages import PAGE, Phase, PhaseView
+from poold.pages import PAGE_SIZE, PhasePage, PhaseView
 from poold.scoreboard import Counters, CountersView, read_only, shared_memory
 from poold.words import Cause, Kind, State
 
@@ -89,10 +89,10 @@ def test_rows() -> None:
 
 def test_phase() -> None:
     """Workers see that a drain began."""
-    fd = shared_memory("phase", PAGE)
+    fd = shared_memory("phase", PAGE_SIZE)
     view = PhaseView(read := read_only(fd))
     os.close(read)
     assert not view.draining()
-    Phase(fd).drain()
+    PhasePage(fd).drain()
     assert view.draining()
     os.close(fd)

@@ -51,7 +51,7 @@ async def answer_scrapers(view: CountersView, end: socket.socket, listener: sock
 
 def main() -> None:
     """Run an exporter until the master is gone."""
-    sandbox.hide()
+    sandbox.forbid_inspection()
     fds = arguments.read(sys.argv[1:])
     for fd in fds.values():
         os.set_inheritable(fd, False)
@@ -66,7 +66,7 @@ def main() -> None:
     view = CountersView(fds["counters"])
     os.close(fds["counters"])
     sandbox.become_identity(settings["identity"])
-    sandbox.vanish_with(settings.get("master"))
+    sandbox.kill_with_parent(settings.get("master"))
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     end, listener = socket.socket(fileno=fds["lifeline"]), socket.socket(fileno=fds["listener"])
     end.setblocking(False)

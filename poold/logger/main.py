@@ -16,7 +16,7 @@ import sys
 import time
 
 from poold import arguments, channel, sandbox
-from poold.channel import LOGGER_LEAVE, LOGGER_READY, LOGGER_WORD_MAX, LOST
+from poold.channel import LINES_LOST, LOGGER_LEAVE, LOGGER_READY, LOGGER_WORD_MAX
 from poold.logger import records
 from poold.logger.lines import LineBuffer
 from poold.logger.records import LineLog
@@ -135,7 +135,7 @@ class Logger:
             self._sink.lost += reported - 1
             lost -= 1
         if lost:
-            self._send_master(LOST.pack(lost))
+            self._send_master(LINES_LOST.pack(lost))
 
     def _send_master(self, word: bytes) -> None:
         try:
@@ -148,7 +148,7 @@ class Logger:
 
 def main() -> None:
     """Run a logger to its end."""
-    sandbox.hide()
+    sandbox.forbid_inspection()
     fds = arguments.read(sys.argv[1:])
     for fd in fds.values():
         os.set_inheritable(fd, False)
@@ -166,5 +166,5 @@ def main() -> None:
     log = LineLog()
     # Each child applies the level itself. The logger writes all that comes.
     log.configure(format=settings["log_format"], level="debug", journal=settings["log_journal"])
-    lifeline = channel.wire(fds["lifeline"])
+    lifeline = channel.open_wire(fds["lifeline"])
     Logger(fds, lifeline, master=settings["master"], log=log).run()

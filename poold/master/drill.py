@@ -26,7 +26,7 @@ from typing import Any
 
 from poold import __version__, channel, sandbox
 from poold.address import Address, Scheme
-from poold.channel import MADE, Word
+from poold.channel import ORDER_RESULT, WorkerWord
 from poold.childrows import AUXILIARY_SLOTS
 from poold.errors import ExitCode, Problem
 from poold.log import log, trace
@@ -38,7 +38,7 @@ from poold.master.clients.listening import ListenerPart
 from poold.master.clients.sockets import SocketPart
 from poold.master.pool.molds import MoldPart
 from poold.master.upgrade.state import StateDocument
-from poold.pages import PAGE
+from poold.pages import PAGE_SIZE
 from poold.scoreboard import keep_size, shared_memory
 from poold.words import Kind, State
 
@@ -112,7 +112,7 @@ class Drill:
         # The other ends of what it has, and where it can be reached.
         self._kept: list[object] = []
         self._places: list[tuple[int, Any]] = []
-        mold, self._mold = channel.pair()
+        mold, self._mold = channel.make_pair()
         # While there is little that a process must not have.
         pid = _idle(self._mold.fileno())
         made.append(pid)
@@ -129,8 +129,8 @@ class Drill:
             metrics=SocketPart(self._listening(Scheme.UNIX)) if found.metrics is not None else None,
             requester=asked.detach(),
             lingering=(),
-            activity=shared_memory("activity", PAGE),
-            phase=shared_memory("phase", PAGE),
+            activity=shared_memory("activity", PAGE_SIZE),
+            phase=shared_memory("phase", PAGE_SIZE),
             children=tuple(self._cast(found.children, pid, mold.detach())),
             mold=MoldPart(pid, __version__),
             streams=said.part() if found.streams is not None else None,
@@ -154,9 +154,9 @@ class Drill:
         """Yield the mold, and one child of each sort that the document has, nobody's."""
         sorts = {(each.kind, each.state, each.session is not None, each.page is not None): each for each in children}
         for number, each in enumerate(sorts.values()):
-            ours, theirs = channel.pair()
+            ours, theirs = channel.make_pair()
             self._kept.append(theirs)
-            page = shared_memory("activity", PAGE) if each.page is not None else None
+            page = shared_memory("activity", PAGE_SIZE) if each.page is not None else None
             if page is not None:
                 keep_size(page)
             yield replace(each, pid=NOBODY + number, channel=ours.detach() if each.channel is not None else None, page=page)
@@ -218,7 +218,7 @@ class Drill:
         # Those who play need the processor, too.
         if not poll.poll(1):
             return
-        order, fds = channel.receive_with(self._mold, channel.ORDER_SIZE)
+        order, fds = channel.receive_with_descriptors(self._mold, channel.ORDER_SIZE)
         if not order:
             return
         answer = -errno.EAGAIN
@@ -228,7 +228,7 @@ class Drill:
         for fd in fds:
             os.close(fd)
         with contextlib.suppress(OSError):  # it has been told to leave
-            self._mold.send(channel.ANSWER_HEAD + order + MADE.pack(answer))
+            self._mold.send(channel.ANSWER_HEAD + order + ORDER_RESULT.pack(answer))
 
 
 def _answer(client: socket.socket) -> bytes | None:
@@ -247,7 +247,7 @@ def _fork(keep: int) -> int:
     parent = os.getpid()
     pid = os.fork()
     if not pid:
-        sandbox.vanish_with(parent)
+        sandbox.kill_with_parent(parent)
         for fd in map(int, os.listdir("/proc/self/fd")):
             if fd > 2 and fd != keep:
                 with contextlib.suppress(OSError):  # that of the listing is closed by now
@@ -283,10 +283,10 @@ def _worker(end: int) -> int:
     if pid:
         return pid
     try:
-        wire = channel.wire(end)
-        wire.send(channel.born(ready=True, version=__version__))
-        assignment, _ = channel.receive_with(wire, ASSIGNMENT_MAX)
+        wire = channel.open_wire(end)
+        wire.send(channel.pack_birth(ready=True, version=__version__))
+        assignment, _ = channel.receive_with_descriptors(wire, ASSIGNMENT_MAX)
         if assignment:
-            wire.send(channel.report(Word.ACK, channel.read_assignment(assignment)[0]))
+            wire.send(channel.pack_report(WorkerWord.ACK, channel.read_assignment(assignment)[0]))
     finally:
         os._exit(0)

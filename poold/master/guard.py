@@ -27,12 +27,12 @@ _DOCUMENT_MAX = 4096
 
 def main() -> None:
     """Wait for the word, then for the end of the channel."""
-    sandbox.hide()
+    sandbox.forbid_inspection()
     fds = arguments.read(sys.argv[1:])
     set_title("guard")
     settings = json.loads(os.pread(fds["settings"], _DOCUMENT_MAX, 0))
     master = settings["master"]
-    sandbox.vanish_with(master)
+    sandbox.kill_with_parent(master)
     framed = settings["log_framed"]
     log.configure(format=settings["log_format"], level=settings["log_level"], journal=settings["log_journal"], framed=framed)
     channel = socket.socket(fileno=fds["channel"])

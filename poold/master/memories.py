@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from poold.childrows import SLOTS, ChildRows
 from poold.log import log
 from poold.master.document.part import Part
-from poold.pages import PAGE, Phase
+from poold.pages import PAGE_SIZE, PhasePage
 from poold.scoreboard import Counters, keep_size, read_only, shared_memory
 
 
@@ -34,7 +34,7 @@ class Memories:
 
     counters: Counters
     rows: ChildRows
-    phase: Phase
+    phase: PhasePage
     phase_fd: int
     common: int
     # Read-only: the phase page for molds; counters and rows for whoever asks on the control socket.
@@ -53,7 +53,7 @@ def share(inherited: MemoriesPart | None = None) -> Memories:
     """Make the shared memories, or those that are not inherited. Raises OSError."""
     counters, rows = Counters(), ChildRows()
     if inherited is None:
-        common, phase = shared_memory("activity", SLOTS * PAGE), shared_memory("phase", PAGE)
+        common, phase = shared_memory("activity", SLOTS * PAGE_SIZE), shared_memory("phase", PAGE_SIZE)
     else:
         common, phase = inherited.activity, _phase(inherited.phase)
     try:
@@ -62,16 +62,16 @@ def share(inherited: MemoriesPart | None = None) -> Memories:
         # Done by the program before.
         pass
     views = [read_only(fd) for fd in (counters.fd, rows.fd)]
-    return Memories(counters, rows, Phase(phase), phase, common, read_only(phase), views)
+    return Memories(counters, rows, PhasePage(phase), phase, common, read_only(phase), views)
 
 
 def _phase(fd: int) -> int:
     """Return the phase page of the program before, or another one where that is none: touching what is not there would be fatal."""
     try:
-        if os.fstat(fd).st_size < PAGE:
+        if os.fstat(fd).st_size < PAGE_SIZE:
             raise OSError(f"it has {os.fstat(fd).st_size} bytes")
         fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError as error:
         log.error("phase_lost", error=str(error))
-        return shared_memory("phase", PAGE)
+        return shared_memory("phase", PAGE_SIZE)
     return fd

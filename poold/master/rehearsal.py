@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poold import arguments, sandbox, stream
-from poold.errors import Problem, refusal
+from poold.errors import Problem, pack_problems
 from poold.log import log
 from poold.master.children.spawn import SUCCESSOR
 from poold.master.upgrade import footprint, installation
@@ -34,13 +34,13 @@ DOCUMENT_MAX = 256 << 20
 
 def main() -> None:
     """Judge, and write down the verdict."""
-    sandbox.hide()
+    sandbox.forbid_inspection()
     fds = arguments.read(sys.argv[1:])
     stream.install()
     set_title("trial")
     settings = json.loads(os.pread(fds["settings"], DOCUMENT_MAX, 0))
     log.frame(on=settings.get("log_framed", False))
-    sandbox.vanish_with(settings.get("master"))
+    sandbox.kill_with_parent(settings.get("master"))
     file = Path(settings["file"]) if settings["file"] else None
     found = verdict(os.pread(fds["text"], DOCUMENT_MAX, 0), file, os.pread(fds["state"], DOCUMENT_MAX, 0))
     data = json.dumps(found).encode()
@@ -61,7 +61,7 @@ def verdict(text: bytes, file: Path | None, document: bytes) -> dict[str, Any]:
     if recorded is None:
         problems = problems or list(installation.incomplete(installation.modules()))
     if problems:
-        return refusal(problems)
+        return pack_problems(problems)
     found = _judged(text, file, document)
     if recorded is None:
         log.debug("upgrade_unchecked", what="the installed files by checksum", reason="none are written down (RECORD)")
@@ -77,19 +77,19 @@ def _judged(text: bytes, file: Path | None, document: bytes) -> dict[str, Any]:
     try:
         running = state.read(document)
     except state.StateError as error:
-        return refusal([Problem("", str(error))])
+        return pack_problems([Problem("", str(error))])
     found = judge.verdict(text, file, environ=os.environ)
     if "problems" in found:
         return found
     settings, people = config.of_document(found["settings"]), config.People(**found["people"])
     problems = list(obstacles(running, settings))
     if problems:
-        return refusal(problems)
+        return pack_problems(problems)
     log.configure(format=settings.log.format, level=settings.log.level)
     problems = list(drill.drill(replace(running, settings=found["settings"], people=found["people"], warnings=tuple(found["warnings"]))))
     set_title("trial")
     if problems:
-        return refusal(problems)
+        return pack_problems(problems)
     return {**found, "mold": asdict(spawn.Launcher(os.environ, (running.limits[0], running.limits[1])).recipe(settings, people))}
 
 

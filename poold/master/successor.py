@@ -26,7 +26,7 @@ from poold.title import set_title
 
 def main() -> None:
     """Take over, and be the master. Does not return."""
-    sandbox.hide()
+    sandbox.forbid_inspection()
     # First of all: what is inheritable for the exec's sake must not be for any child's.
     systemd.inherit_nothing()
     set_title("master")

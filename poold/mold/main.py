@@ -61,7 +61,7 @@ class Mold:
         # one.
         resource.setrlimit(resource.RLIMIT_NOFILE, tuple(settings["nofile"]))
         become_user(settings)
-        sandbox.vanish_with(worker.master_pid)
+        sandbox.kill_with_parent(worker.master_pid)
         for name in settings["own_variables"]:
             os.environ.pop(name, None)
         os.umask(settings["umask"])
@@ -76,7 +76,7 @@ class Mold:
             # that ends this process with the master.
             signal.set_wakeup_fd(-1)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            sandbox.vanish_with(worker.master_pid)
+            sandbox.kill_with_parent(worker.master_pid)
             # A timer of the import would end this process, once the loop below has reset its
             # signal.
             for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
@@ -130,7 +130,7 @@ def _read_settings(fd: int) -> dict[str, Any]:
 
 def main() -> None:
     """Run a mold to its end. The master learns of a failure by the channel, not by the status."""
-    sandbox.hide()
+    sandbox.forbid_inspection()
     fds = arguments.read(sys.argv[1:])
     # Python ignores SIGPIPE and SIGXFSZ and catches SIGINT. Workers start with the default for
     # every signal. Only SIGPIPE is caught, because the import may print to a pipe without a reader,
@@ -141,7 +141,7 @@ def main() -> None:
     clone.reset_internal_signals()
     for fd in fds.values():
         os.set_inheritable(fd, False)
-    wire = channel.wire(fds["channel"])
+    wire = channel.open_wire(fds["channel"])
     set_title("mold")
     settings = _read_settings(fds["settings"])
     stream.install()
@@ -149,13 +149,13 @@ def main() -> None:
     framed = settings.get("log_framed", False)
     log_format = "raw" if framed else settings["log_format"]
     log.configure(format=log_format, level=settings["log_level"], journal=settings["log_journal"], framed=framed)
-    wire.send(channel.mold_report(MoldWord.HELLO, text=__version__))
+    wire.send(channel.pack_mold_report(MoldWord.HELLO, text=__version__))
     mold = Mold(wire, settings, fds)
     try:
         threads = mold.prepare()
     except BaseException as error:  # user code may raise anything, SystemExit included
         text = trace(error)
-        wire.send(channel.mold_report(MoldWord.FAILED, text=f"{type(error).__name__}: {error}\n{text}"[:TRACEBACK_MAX]))
+        wire.send(channel.pack_mold_report(MoldWord.FAILED, text=f"{type(error).__name__}: {error}\n{text}"[:TRACEBACK_MAX]))
         sys.exit(1)
     if mold.uses_clone:
         from poold.mold.prefault import provide
@@ -169,5 +169,5 @@ def main() -> None:
                 mold.worker.take_pages = provide(pages, partial(scout, mold.worker)) or mold.worker.take_pages
         except Exception as error:  # without these pages a session is slower, and served all the same
             log.info("pages_not_prefaulted", reason=f"{type(error).__name__}: {error}")
-    wire.send(channel.mold_report(MoldWord.READY, number=threads))
+    wire.send(channel.pack_mold_report(MoldWord.READY, number=threads))
     mold.run()

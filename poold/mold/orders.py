@@ -5,7 +5,7 @@ from __future__ import annotations
 from errno import EAGAIN, EMFILE
 from os import close
 
-from poold.channel import ANSWER_HEAD, MADE, ORDER_SIZE, receive_with
+from poold.channel import ANSWER_HEAD, ORDER_RESULT, ORDER_SIZE, receive_with_descriptors
 from poold.plain import MSG_NOSIGNAL
 from poold.worker.main import run_worker
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
     from poold.channel import Wire
     from poold.worker.main import Worker
 
-_pack_result = MADE.pack
+_pack_result = ORDER_RESULT.pack
 
 
 def work_off(wire: Wire, clone_worker: Callable[[], int], worker: Worker) -> None:  # noqa: C901 -- for the reason below
@@ -26,7 +26,7 @@ def work_off(wire: Wire, clone_worker: Callable[[], int], worker: Worker) -> Non
     after each clone.
     """
     while True:
-        order, fds = receive_with(wire, ORDER_SIZE)
+        order, fds = receive_with_descriptors(wire, ORDER_SIZE)
         if not order:
             return
         if len(fds) != worker.descriptors_per_order:

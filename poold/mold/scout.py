@@ -19,10 +19,10 @@ import time
 from array import array
 from os import _exit as leave
 
-from poold.channel import Word, receive_report
+from poold.channel import WorkerWord, receive_report
 from poold.log import log
 from poold.mold.prefault import PAGE_SIZE, RANGE, PageRanges, probe
-from poold.sandbox import be_seen, vanish_with
+from poold.sandbox import allow_inspection, kill_with_parent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
@@ -56,7 +56,7 @@ def wait_for_observer(channel_fd: int, connection: Connection) -> None:
     also take the scout's descriptors.
     """
     os.close(channel_fd)
-    be_seen()
+    allow_inspection()
     connection.socket.recv(1)
 
 
@@ -69,7 +69,7 @@ def observe(scout: Wire, report_fd: int, mold_pid: int, maps_fd: int) -> NoRetur
     """
     status = 1
     try:
-        vanish_with(mold_pid)
+        kill_with_parent(mold_pid)
         # A filter of system calls may kill the caller (seccomp(2)): the observer, not the mold.
         probe()
         pages = _read_pages(_await_scout(scout), maps_fd).packed()
@@ -84,7 +84,7 @@ def _await_scout(wire: Wire) -> int:
     """Return the scout's pid, once the scout waits for its client. Raises EOFError, OSError."""
     wire.settimeout(_REPORT_SECONDS)
     pid, word = 0, None
-    while word != Word.ACK:
+    while word != WorkerWord.ACK:
         report = receive_report(wire)
         if report is None:
             raise EOFError("the scout has gone")

@@ -20,7 +20,7 @@ from poold.mold.clone import OBSERVER_ARGUMENTS, SCOUT_ARGUMENTS, clone_worker, 
 from poold.mold.orders import work_off
 from poold.mold.prefault import PageRanges
 from poold.mold.scout import observe, wait_for_observer
-from poold.sandbox import vanish_with
+from poold.sandbox import kill_with_parent
 from poold.title import set_title
 from poold.worker.main import do_nothing
 
@@ -54,7 +54,7 @@ class Isolation:
             setattr(self._worker, name, value)
         signal.signal(signal.SIGPIPE, self._pipe_signal)
         # The run has asked for SIGTERM at the master's death. A mold asks for SIGKILL.
-        vanish_with(self._worker.master_pid)
+        kill_with_parent(self._worker.master_pid)
         if not self._collecting:
             gc.disable()
         set_title("mold")
@@ -64,15 +64,15 @@ class Counterparts:
     """Mold, master and client of one run: an order, a connection, then the end of each channel."""
 
     def __init__(self, worker: Worker, number: int) -> None:
-        self.to_mold, self.mold = channel.pair()
-        self.to_worker, self.worker_end = channel.pair()
+        self.to_mold, self.mold = channel.make_pair()
+        self.to_worker, self.worker_end = channel.make_pair()
         self.near, self.far = socket.socketpair()
         worker.mold_fd = os.dup(self.mold.fileno())
         self.page = os.memfd_create("poold-page")
-        channel.send_order(self.to_mold, channel.order(0, number, ahead=True), self.worker_end.fileno(), self.page)
+        channel.send_order(self.to_mold, channel.pack_order(0, number, ahead=True), self.worker_end.fileno(), self.page)
         self.to_mold.shutdown(socket.SHUT_WR)
         assignment = Assignment(session=number, family=socket.AF_INET, host="127.0.0.1", port=number, flow=0, scope=0, listener="warm-up")
-        channel.send_with(self.to_worker, assignment.pack(), self.near.fileno())
+        channel.send_with_descriptor(self.to_worker, assignment.pack(), self.near.fileno())
         self.to_worker.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:

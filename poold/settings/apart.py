@@ -36,7 +36,7 @@ def _judge(data: bytes, file: Path | None, environ: Mapping[str, str], writer: i
     code = 1
     try:
         # It has every socket that was passed, and may wait for a name service: whoever is started next could not have them.
-        sandbox.vanish_with(parent)
+        sandbox.kill_with_parent(parent)
         # Or pydantic would look through every installed distribution for plugins, a tenth of the time that this takes.
         os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
         from poold.settings import judge  # what this process is for

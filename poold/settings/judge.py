@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from poold.errors import ConfigError, Problem, refusal
+from poold.errors import ConfigError, Problem, pack_problems
 from poold.settings import config as plain
 from poold.settings import file as source_file
 from poold.settings import people, preflight, toml
@@ -50,9 +50,9 @@ def verdict(data: bytes, file: Path | None, *, environ: Mapping[str, str]) -> di
         found = people.people(config.server)
         resolved = people.numbered(config)
     except ConfigError as error:
-        return refusal(error.problems)
+        return pack_problems(error.problems)
     except LookupError as error:
-        return refusal([Problem("server.user", str(error))])
+        return pack_problems([Problem("server.user", str(error))])
     warnings = [*(source_file.cautions(file) if file is not None else ()), *preflight.cautions(config)]
     return {"settings": plain.document(settled(resolved)), "people": asdict(found), "warnings": warnings}
 

@@ -19,12 +19,12 @@ TEXT_MAX = 2 << 20
 
 def main() -> None:
     """Judge, and write down the verdict."""
-    sandbox.hide()
+    sandbox.forbid_inspection()
     fds = arguments.read(sys.argv[1:])
     stream.install()
     set_title("trial")
     document = json.loads(os.pread(fds["settings"], TEXT_MAX, 0))
-    sandbox.vanish_with(document.get("master"))
+    sandbox.kill_with_parent(document.get("master"))
     file = Path(document["file"]) if document["file"] else None
     data = json.dumps(judge.verdict(os.pread(fds["text"], TEXT_MAX, 0), file, environ=os.environ)).encode()
     while data:

@@ -24,12 +24,12 @@ from socket import socket as Socket  # noqa: N812 -- an attribute of the module 
 
 from poold import __version__, channel
 from poold.address import Endpoint
-from poold.channel import Wire, Word, read_assignment, read_order, receive_with, report
+from poold.channel import Wire, WorkerWord, pack_report, read_assignment, read_order, receive_with_descriptors
 from poold.connection import Connection
 from poold.log import log, trace
-from poold.pages import Activity
+from poold.pages import ActivityWriter
 from poold.plain import ACK, AF_INET, AF_UNIX, CLIENT_GONE, DONE, EXIT, MSG_NOSIGNAL, NACK, OK, SIGPIPE, SOCK_SEQPACKET, SOCK_STREAM
-from poold.sandbox import die_with
+from poold.sandbox import terminate_with_parent
 from poold.stream import flush
 from poold.title import format_title, show_title
 from poold.worker import adapters
@@ -154,7 +154,7 @@ class Worker:
         self.options: Mapping[str, Any] = settings["options"]
         self.command: list[str] | None = settings["command"]
         self.ready_at_birth = bool(settings["preload"] or self.command is not None)
-        self.birth_report = channel.born(ready=self.ready_at_birth, version=__version__)
+        self.birth_report = channel.pack_birth(ready=self.ready_at_birth, version=__version__)
         # The channel's end and the activity page. A command has no activity page.
         self.descriptors_per_order = 1 if self.command is not None else 2
         # A warm-up replaces the next three. SIGPIPE has its default disposition in a spare, as in
@@ -169,7 +169,7 @@ class Worker:
         self._session_id = 0
         self._channel: Wire
         self._session_title = ""
-        self._activity: Activity | None = None
+        self._activity: ActivityWriter | None = None
 
     def run(self, order: bytes, channel_fd: int) -> int:
         """Set up this process, then serve until the last connection. Return the exit status."""
@@ -180,7 +180,7 @@ class Worker:
         close(self.mold_fd)
         setsid = self.setsid
         setsid()
-        if not die_with(self.master_pid):
+        if not terminate_with_parent(self.master_pid):
             return 0
         show_title(_SPARE_TITLE)
         self._channel = wire = Wire(AF_UNIX, SOCK_SEQPACKET, 0, channel_fd)
@@ -195,7 +195,7 @@ class Worker:
             code, outcome = self.serve(connection, sessions_left == 0)
             if sessions_left == 0:
                 return code
-            _send_or_exit(wire, report(DONE, connection.id, outcome))
+            _send_or_exit(wire, pack_report(DONE, connection.id, outcome))
             show_title(_SPARE_TITLE)
         return 0
 
@@ -212,23 +212,23 @@ class Worker:
         # import may also have changed the signal that ends this process with the master.
         signal.set_wakeup_fd(-1)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        if not die_with(self.master_pid):
+        if not terminate_with_parent(self.master_pid):
             os._exit(0)
         gc.freeze()
-        _send_or_exit(self._channel, report(Word.READY))
+        _send_or_exit(self._channel, pack_report(WorkerWord.READY))
 
     def receive_connection(self) -> Connection | None:
         """Wait for a connection. None: the master has closed the channel."""
         wire = self._channel
         while True:
-            data, fds = receive_with(wire, ASSIGNMENT_MAX)
+            data, fds = receive_with_descriptors(wire, ASSIGNMENT_MAX)
             if not data:
                 return None
             session, family, host, port, flow, scope, listener = read_assignment(data)
             if fds:
                 break
             # The kernel drops a descriptor where the process is at its limit of open files.
-            _send_or_exit(wire, report(NACK, session, errno.EMFILE))
+            _send_or_exit(wire, pack_report(NACK, session, errno.EMFILE))
         accepted = Socket(family, SOCK_STREAM, 0, fds[0])
         peer: Endpoint | tuple[str, int]
         if family == AF_INET:
@@ -248,7 +248,7 @@ class Worker:
         assert handler is not None
         # ACK goes out before the handler reads the first byte. Until the master has read ACK, the
         # master can give the client to another worker.
-        _send_or_exit(self._channel, report(ACK, connection.id))
+        _send_or_exit(self._channel, pack_report(ACK, connection.id))
         if last:
             self._channel.close()
         # A handler expects BrokenPipeError, as everywhere in Python. With a function that does
@@ -311,17 +311,17 @@ class Worker:
 
     def _execute(self, connection: Connection, command: list[str]) -> NoReturn:
         """Become the command. execve(2) closes the channel, and this end is the acknowledgement."""
-        _send_or_exit(self._channel, report(Word.EXEC, connection.id))
+        _send_or_exit(self._channel, pack_report(WorkerWord.EXEC, connection.id))
         try:
             adapters.execute(command, connection)
         except OSError as error:
-            _send_or_exit(self._channel, report(Word.NOEXEC, connection.id, error.errno or 0))
+            _send_or_exit(self._channel, pack_report(WorkerWord.NOEXEC, connection.id, error.errno or 0))
             os._exit(127)
 
-    def _session_activity(self) -> Activity:
+    def _session_activity(self) -> ActivityWriter:
         """Return the writer of the activity page for this session, made on first use."""
         if self._activity is None:
-            self._activity = Activity(self.page_fd, self._session_id)
+            self._activity = ActivityWriter(self.page_fd, self._session_id)
         return self._activity
 
     def stopping(self) -> bool:

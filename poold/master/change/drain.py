@@ -18,7 +18,7 @@ from poold.master.engine.deadlines import Deadline
 from poold.master.engine.loop import Loop
 from poold.master.outside.manager import Manager
 from poold.master.phase import Life, Phase
-from poold.pages import Phase as PhasePage
+from poold.pages import PhasePage
 from poold.scoreboard import DRAINING, Counters
 from poold.words import Cause, Kind
 

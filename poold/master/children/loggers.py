@@ -8,7 +8,7 @@ import select
 from functools import partial
 
 from poold import channel
-from poold.channel import LOGGER_LEAVE, LOGGER_READY, LOGGER_WORD_MAX, LOST
+from poold.channel import LINES_LOST, LOGGER_LEAVE, LOGGER_READY, LOGGER_WORD_MAX
 from poold.log import log
 from poold.master.children.exits import Exit
 from poold.master.children.ladder import Ladder
@@ -54,7 +54,7 @@ class Loggers(Succession[Member]):
         def launch(lifeline: int) -> int:
             return self._launcher.logger(self._current, lifeline=lifeline, own=streams.own_reader, output=streams.output_reader)
 
-        child = self._starter.start(Kind.LOGGER, self._current.generation, pair=channel.pair, launch=launch, read=self._read)
+        child = self._starter.start(Kind.LOGGER, self._current.generation, pair=channel.make_pair, launch=launch, read=self._read)
         logger = self._members[child] = Member(child)
         self._format = self._current.config.log.format
         self._ladder.within(child, STARTUP, partial(self._ladder.expel, child, None))
@@ -85,7 +85,7 @@ class Loggers(Succession[Member]):
             return False
 
     def _read(self, child: Child) -> None:
-        for _ in range(channel.READS_MAX):
+        for _ in range(channel.MESSAGES_PER_TURN):
             if child.channel is None:
                 return
             try:
@@ -100,8 +100,8 @@ class Loggers(Succession[Member]):
                 self._table.move(child, State.SERVING)
                 self._throttle.succeeded()
                 log.debug("logger_ready", pid=child.pid)
-            elif len(word) == LOST.size:
-                log.dropped += LOST.unpack(word)[0]
+            elif len(word) == LINES_LOST.size:
+                log.dropped += LINES_LOST.unpack(word)[0]
             else:
                 self._ladder.close_channel(child)
                 if not child.leaving and not child.exiting:

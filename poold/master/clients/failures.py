@@ -5,7 +5,7 @@ A worker sees only its own session, so a limit of its own would never be reached
 
 from poold.log import WINDOW, log
 from poold.master.engine.loop import Loop
-from poold.pages import Phase
+from poold.pages import PhasePage
 from poold.words import Cause
 
 # In `WINDOW` seconds. Those that fail at the same moment as the last of them still say why.
@@ -15,7 +15,7 @@ TOLD_MAX = 50
 class Failures:
     """Counts sessions that end as `exit`."""
 
-    def __init__(self, loop: Loop, phase: Phase) -> None:
+    def __init__(self, loop: Loop, phase: PhasePage) -> None:
         self._loop = loop
         self._phase = phase
         self._since = 0.0

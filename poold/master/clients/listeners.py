@@ -1,7 +1,6 @@
 """The listeners and the gate: while it is open they are watched, while it is closed newcomers wait in the kernel's backlog."""
 
 import errno
-import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -20,10 +19,10 @@ from poold.master.clients.store import Store
 from poold.master.current import Current
 from poold.master.engine.loop import Loop
 from poold.master.phase import Life
+from poold.plain import AF_UNIX, SOCK_STREAM
 from poold.scoreboard import ACCEPT_ERRORS, ACCEPTED, ACCEPTING, BACKLOG, BACKLOG_KNOWN, BACKLOG_LIMIT, NOT_ACCEPTING_SINCE, Counters
 from poold.settings.config import Config, Listener
 
-_AF_UNIX, _SOCK_STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
 # Accepts of one listener in one turn, so that a busy one holds up neither signals nor the others.
 ACCEPTS_MAX = 16
 # How long to leave accept alone when the kernel is out of something: no other event would say that it has it again.
@@ -222,8 +221,8 @@ class Listeners:
                 if not self._survived(listening, error):
                     return
                 continue
-            accepted = Wire(listening.family, _SOCK_STREAM, 0, fd)
-            if listening.family == _AF_UNIX:
+            accepted = Wire(listening.family, SOCK_STREAM, 0, fd)
+            if listening.family == AF_UNIX:
                 peer = Endpoint.unix_peer(accepted)
             else:
                 peer = Endpoint.of(listening.family, raw)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from poold.master.children.table import Child
 from poold.master.engine.loop import Loop
-from poold.pages import ACTIVITY, ACTIVITY_SEALS, PAGE, STATUS_MAX
+from poold.pages import ACTIVITY_LAYOUT, ACTIVITY_SEALS, PAGE_SIZE, STATUS_MAX
 from poold.scoreboard import keep_size, shared_memory
 
 # Pages that are read in one turn for whoever asks what every session does.
@@ -34,9 +34,9 @@ SILENT = Activity()
 
 def understand(data: bytes, owner: int) -> Activity:
     """Return what the bytes of a page say, nothing where `owner` has not written them. Any bytes will do."""
-    if len(data) < ACTIVITY.size:
+    if len(data) < ACTIVITY_LAYOUT.size:
         return SILENT
-    gone, deadline, length, text, signed = ACTIVITY.unpack_from(data)
+    gone, deadline, length, text, signed = ACTIVITY_LAYOUT.unpack_from(data)
     if signed != owner:
         return SILENT
     status = text[: min(length, STATUS_MAX)].decode("utf-8", "replace")
@@ -67,7 +67,7 @@ class Activities:
 
     def open(self, child: Child) -> int:
         """Make the page of a worker that is about to be ordered, and return its descriptor, which stays ours. Raises OSError."""
-        fd = shared_memory("activity", PAGE)
+        fd = shared_memory("activity", PAGE_SIZE)
         child.page = fd
         keep_size(fd)
         return fd
@@ -85,9 +85,9 @@ class Activities:
             return SILENT
         try:
             if child.page is not None:
-                return understand(os.pread(child.page, ACTIVITY.size, 0), session.id)
+                return understand(os.pread(child.page, ACTIVITY_LAYOUT.size, 0), session.id)
             # A worker signs what it writes there with its pid.
-            return understand(os.pread(self.common, ACTIVITY.size, child.slot * PAGE), child.pid)
+            return understand(os.pread(self.common, ACTIVITY_LAYOUT.size, child.slot * PAGE_SIZE), child.pid)
         except OSError:
             # A descriptor is shared with the worker, who may have set any flag on it (fcntl(2), F_SETFL).
             return SILENT

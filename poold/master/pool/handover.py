@@ -67,7 +67,7 @@ class HandOver:
         assert child.channel is not None
         self._table.assign(child, session)
         try:
-            channel.send_with(child.channel, _assignment(session, int(session.socket.family)), session.socket.fileno())
+            channel.send_with_descriptor(child.channel, _assignment(session, int(session.socket.family)), session.socket.fileno())
         except OSError as error:
             self._not_given(session, child, error)
             return

@@ -8,7 +8,7 @@ What a worker says is bounded, checked, and about that worker alone. A worker th
 from functools import partial
 
 from poold import channel
-from poold.channel import Report, Word
+from poold.channel import Report, WorkerWord
 from poold.errors import ProtocolError
 from poold.log import log
 from poold.master.children.ladder import Ladder
@@ -53,7 +53,7 @@ class Hearing:
 
     def read(self, child: Child) -> bool:
         """Act on what a worker says, a bounded number of words; say whether there may be more."""
-        return all(self._hear(child) for _ in range(channel.READS_MAX))
+        return all(self._hear(child) for _ in range(channel.MESSAGES_PER_TURN))
 
     def read_unborn(self) -> None:
         """Read what workers say whose pids are not known yet: one of them may have ended before its BORN was read."""
@@ -66,7 +66,7 @@ class Hearing:
         A worker has fewer words to say than are read at one time. What its session has left behind may have the channel too, and go on.
         """
         if self.read(child):
-            self._violated(child, ProtocolError(f"more than {channel.READS_MAX} words at its end"))
+            self._violated(child, ProtocolError(f"more than {channel.MESSAGES_PER_TURN} words at its end"))
 
     def _hear(self, child: Child) -> bool:
         """Act on the next word of a worker; say whether there may be one more. What is left unread, epoll reports again."""
@@ -94,19 +94,19 @@ class Hearing:
     def _on_report(self, child: Child, report: Report) -> None:
         handover = self._handover
         match report.word:
-            case Word.BORN:
+            case WorkerWord.BORN:
                 self._born(child, report)
-            case Word.READY:
+            case WorkerWord.READY:
                 self._ready(child)
-            case Word.ACK:
+            case WorkerWord.ACK:
                 handover.acknowledged(child, report.session)
-            case Word.NACK:
+            case WorkerWord.NACK:
                 handover.refused(child, report.session, report.number)
-            case Word.EXEC:
+            case WorkerWord.EXEC:
                 handover.executing(child, report.session)
-            case Word.NOEXEC:
+            case WorkerWord.NOEXEC:
                 handover.not_executed(child, report.session, report.number)
-            case Word.DONE:
+            case WorkerWord.DONE:
                 handover.done(child, report.session, report.number)
                 self._after_session(child)
 

@@ -110,7 +110,7 @@ class Molds(Succession[Mold]):
         def launch(theirs: int) -> int:
             return self._launcher.mold(recipe, channel=theirs, phase=self._phase, **more)
 
-        child = self._starter.start(Kind.MOLD, generation, pair=channel.pair, launch=launch, read=self._readable)
+        child = self._starter.start(Kind.MOLD, generation, pair=channel.make_pair, launch=launch, read=self._readable)
         self._counters.cells[MOLD_STARTS] += 1
         mold = self._members[child] = Mold(child, seconds=recipe.seconds)
         self._ladder.within(child, recipe.seconds, partial(self._too_slow, mold))
@@ -221,7 +221,7 @@ class Molds(Succession[Mold]):
 
     def _read(self, mold: Mold) -> bool:
         """Act on what a mold says, a bounded number of words; say whether there may be more."""
-        return all(self._hear(mold) for _ in range(channel.READS_MAX))
+        return all(self._hear(mold) for _ in range(channel.MESSAGES_PER_TURN))
 
     def _hear(self, mold: Mold) -> bool:
         """Act on the next word of a mold; say whether there may be one more. What is left unread, epoll reports again."""

@@ -77,14 +77,14 @@ class Orders:
         child = self._table.claim(Kind.WORKER, generation=self._current.generation, now=self._loop.clock())
         try:
             page = self._activities.open(child) if self._current.config.server.command is None else None
-            child.channel, theirs = channel.pair()
+            child.channel, theirs = channel.make_pair()
         except OSError as error:
             self._hearing.forget(child)
             self._failed(error.errno or 0, "no descriptors for a page and a channel")
             return False
         try:
             self._hearing.listen(child)
-            order = channel.order(child.slot, child.incarnation, ahead=ahead)
+            order = channel.pack_order(child.slot, child.incarnation, ahead=ahead)
             child.mold = self._molds.order(order, theirs.fileno(), page, partial(self._answered, child))
         except OSError as error:
             self._hearing.forget(child)
