@@ -8,9 +8,8 @@ when the handler sets a status or a deadline, or when the client has gone. Most 
 nothing. The master does not trust the content (`poold.master.pool.activity`): a session can change
 its own fate there and nothing else.
 
-The workers do not share one file of activity pages. A process that maps one page of a file can map
-the pages beside it without a descriptor. Three ways are mremap(2) with an old size of 0, a growing
-mremap(2), and remap_file_pages(2).
+Each worker has a file of its own, because a process that maps one page of a file can map the pages
+beside that page without a descriptor (mremap(2), remap_file_pages(2)).
 
 Phase page:     0 a drain has begun (8 bytes: 0 or 1)       8 leave tracebacks out (8 bytes: 0 or 1)
 Activity page:  0 a broken pipe or a reset ended the handler (8 bytes: 0 or 1)

@@ -33,8 +33,7 @@ _PR_GET_TID_ADDRESS = 40
 
 # By architecture: the number of clone(2), and whether the argument for thread-local storage comes
 # before the thread id (clone(2), "C library/kernel differences"). On any other architecture workers
-# are forked twice. clone3(2) has one form on all of them, but fails with ENOSYS under systemd's
-# RestrictNamespaces=.
+# are forked twice.
 _CLONE_CALLS = {"x86_64": (56, False), "aarch64": (220, True)}
 _GETPPID = {"x86_64": 110, "aarch64": 173}.get(os.uname().machine)
 _RT_SIGACTION = {"x86_64": 13, "aarch64": 134}.get(os.uname().machine)
