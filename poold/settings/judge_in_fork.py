@@ -18,7 +18,8 @@ from poold import sandbox
 from poold.errors import ConfigError, Problem
 
 STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
-# A stop that was asked for before the judge began is for whoever has the settings, unless that takes longer than so many seconds.
+# Seconds that the judge gets if a stop came before the judge began. With the settings the master
+# ends in order; without them the master ends at once.
 PATIENCE = 5.0
 
 
