@@ -34,10 +34,9 @@ from zlib import crc32
 from poold import __version__
 from poold.metrictable import CellUnit, FactLabels, Histogram, ListenerLabel, MetricTable, NoLabel, WordLabel, WordLabels
 from poold.pages import map_memory
-from poold.words import ACCEPT_ERRNOS, FORK_ERRNOS, Cause, Failure, Kind, Refusal, ReloadResult, State, UpgradeResult
+from poold.words import ACCEPT_ERRNOS, FORK_ERRNOS, LISTENERS_MAX, Cause, Failure, Kind, Refusal, ReloadResult, State, UpgradeResult
 
 MAGIC = b"poold\0\0\1"
-LISTENERS_MAX = 64
 NAME_BYTES = 128
 NAMES_AT = 4096
 BLOCKS_AT = NAMES_AT + LISTENERS_MAX * NAME_BYTES

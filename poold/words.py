@@ -94,6 +94,10 @@ class UpgradeResult(StrEnum):
     UNDONE = "undone"
 
 
+# The most names of listeners: in one settings file, and in one life of poold, because a label
+# of a metric never disappears.
+LISTENERS_MAX = 64
+
 # The known errors of accept(2) and clone(2). Any other error counts as "other".
 ACCEPT_ERRNOS = ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "ECONNABORTED", "EPROTO", "EPERM", "ENETDOWN", "EHOSTUNREACH", "EINVAL", "other")
 FORK_ERRNOS = ("EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "EPERM", "ENOSYS", "ETOOMANYREFS", "other")

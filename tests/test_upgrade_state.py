@@ -16,7 +16,7 @@ from poold.master.upgrade import state
 from poold.master.upgrade.state import StateError
 from poold.scoreboard import CELLS, Counters
 from poold.settings import config, judge
-from poold.words import Kind, State
+from poold.words import LISTENERS_MAX, Kind, State
 
 # As the first version of this format wrote it. It is never written anew: a later version must still read it.
 RECORDED = (Path(__file__).parent / "state" / "format-1.json").read_bytes()
@@ -226,7 +226,7 @@ def test_counters_go_on(numbers: list[int], names: list[str]) -> None:
     """Every counter and every label that one program had is the next one's."""
     before, after = Counters(), Counters()
     try:
-        for index, name in enumerate(names[: board.LISTENERS_MAX]):
+        for index, name in enumerate(names[:LISTENERS_MAX]):
             before.cells[board.ACCEPTED[before.listener(name)]] = numbers[index % 8]
         for cell in (*board.REFUSED.values(), *board.ENDED.values(), *board.SPAWNED.values(), board.MOLD_STARTS, board.PROCESS_STARTED):
             before.cells[cell] = numbers[cell % 8]
@@ -301,7 +301,7 @@ def test_obstacles() -> None:
 def test_names_are_bounded() -> None:
     """More listeners' names than one life has room for are an obstacle."""
     document = recorded()
-    document["tally"]["listeners"] = [f"n{number}" for number in range(board.LISTENERS_MAX)]
+    document["tally"]["listeners"] = [f"n{number}" for number in range(LISTENERS_MAX)]
     found = obstacles(state.read(json.dumps(document).encode()), settings_of(document))
     assert ["listener.name" in str(problem) for problem in found] == [True]
 

@@ -99,7 +99,7 @@ def obstacles(running: "StateDocument", settings: "Config") -> Iterator[Problem]
     After the exec there is no way back, so nothing is opened then: what an upgrade changes besides the code is what needs no
     socket. A reload, before or after it, does the rest.
     """
-    from poold.scoreboard import LISTENERS_MAX
+    from poold.words import LISTENERS_MAX
 
     yield from (Problem(f"listener {each}", "is not open yet; poold reload opens it") for each in _missing(running, settings))
     yield from (Problem(f"listener {each}", "is open; poold reload closes it") for each in _surplus(running, settings))

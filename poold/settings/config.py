@@ -30,11 +30,11 @@ from poold.settings.annotations import (
     is_tcp,
     settings_of,
 )
+from poold.words import LISTENERS_MAX
 
 DEFAULT_NAME = "tcp://127.0.0.1:7777"
 DEFAULT_ADDRESS = Address.parse(DEFAULT_NAME)
 DEFAULT_METRICS = Address.parse("tcp://127.0.0.1:9777")
-LISTENERS_MAX = 64
 CHILDREN_MAX = 65536
 MESSAGE_BYTES_MAX = 1024
 
