@@ -51,7 +51,7 @@ class Exporter(Member):
     `crowded` that more scrapers have come meanwhile.
     """
 
-    asked: bool = False
+    questioned: bool = False
     answered: bool = False
     crowded: bool = False
 
@@ -94,7 +94,7 @@ class Exporters(Succession[Exporter]):
         self._listener: Opened | None = None
         # The listener at which newcomers are noticed.
         self._watched: Opened | None = None
-        self._asking: list[tuple[Wire, int]] = []
+        self._questions: list[tuple[Wire, int]] = []
 
     @property
     def listener(self) -> Opened | None:
@@ -104,7 +104,7 @@ class Exporters(Succession[Exporter]):
     def open(self, address: Address) -> None:
         """Open the metrics listener. Raises ConfigError."""
         self._listener = sockets.open_metrics(address)
-        log.info("metrics_listening", address=sockets.address(self._listener.socket))
+        log.info("metrics_listening", address=sockets.address_of(self._listener.socket))
 
     def save(self) -> ExportersPart:
         """Return the metrics listener."""
@@ -120,7 +120,7 @@ class Exporters(Succession[Exporter]):
             return
         address = self._current.config.metrics.listen
         try:
-            self._listener = sockets.restored("metrics", part.metrics, {})
+            self._listener = sockets.restore_socket("metrics", part.metrics, {})
         except ConfigError as error:
             log.error("listener_lost", listener="metrics", reason=str(error.problems[0]))
             try:
@@ -136,7 +136,7 @@ class Exporters(Succession[Exporter]):
         try:
             self._used = self._launch(self._current, self._listener)
         except OSError as error:
-            self._again(str(error))
+            self._start_later(str(error))
 
     def _launch(self, settings: Current, listener: Opened) -> Exporter:
         def launch(lifeline: int) -> int:
@@ -165,7 +165,7 @@ class Exporters(Succession[Exporter]):
             self._used.prepared = None
         before, self._listener = self._listener, listener
         try:
-            self._look_out()
+            self._watch_listener()
         finally:
             if before is not None and before is not listener:
                 before.close()
@@ -201,13 +201,13 @@ class Exporters(Succession[Exporter]):
             self._ladder.close_channel(child)
             if not child.leaving:
                 self._ladder.expel(child, None)
-            self._look_out()
+            self._watch_listener()
             return
         if child.state is State.STARTING:
             self._ready(exporter)
         exporter.answered = exporter.answered or ANSWER in words
         if QUESTION in words and child.channel is not None:
-            self._asking.append((child.channel, words.count(QUESTION)))
+            self._questions.append((child.channel, words.count(QUESTION)))
 
     def _ready(self, exporter: Exporter) -> None:
         exporter.child.ready = True
@@ -215,10 +215,10 @@ class Exporters(Succession[Exporter]):
         self._table.move(exporter.child, State.SERVING)
         self._throttle.succeeded()
         log.info("exporter_ready", pid=exporter.child.pid)
-        exporter.turned_out(None)
-        self._look_out()
+        exporter.report_outcome(None)
+        self._watch_listener()
 
-    def _look_out(self) -> None:
+    def _watch_listener(self) -> None:
         """Watch the listener in use exactly while the exporter in use answers, unless it has been asked whether it does, by a crowd."""
         used = self._used
         wanted = self._listener if used is not None and used.child.state is State.SERVING and not used.crowded else None
@@ -230,50 +230,50 @@ class Exporters(Succession[Exporter]):
         if wanted is None:
             return
         try:
-            self._loop.watch(wanted.socket, self._newcomer)
+            self._loop.watch(wanted.socket, self._question_exporter)
             self._watched = wanted
         except OSError as error:
             log.warning("accept_error", listener="metrics", errno=errno.errorcode.get(error.errno or 0), pause_seconds=SILENCE)
-            self._loop.after(SILENCE, self._look_out)
+            self._loop.after(SILENCE, self._watch_listener)
 
-    def _newcomer(self) -> None:
+    def _question_exporter(self) -> None:
         """Ask the exporter in use whether its loop turns, because somebody wants an answer of it."""
         exporter = self._used
         if exporter is None or exporter.child.channel is None:
             return
-        if exporter.asked:
+        if exporter.questioned:
             exporter.crowded = True
-            self._look_out()
+            self._watch_listener()
             return
-        exporter.asked, exporter.answered = True, False
-        self._ladder.within(exporter.child, SILENCE, partial(self._due, exporter))
+        exporter.questioned, exporter.answered = True, False
+        self._ladder.within(exporter.child, SILENCE, partial(self._judge_silence, exporter))
         try:
             exporter.child.channel.send(QUESTION, socket.MSG_NOSIGNAL)
         except OSError:
             # It has gone, and its exit will tell; or it does not read: then it does not answer either.
             return
 
-    def _due(self, exporter: Exporter) -> None:
+    def _judge_silence(self, exporter: Exporter) -> None:
         """End an exporter that has not answered. Not its exit but its silence is the reason for another one, as with a mold."""
-        exporter.asked = exporter.crowded = False
+        exporter.questioned = exporter.crowded = False
         if exporter.answered:
-            self._look_out()
+            self._watch_listener()
             return
         log.error("exporter_silent", pid=exporter.child.pid, seconds=SILENCE)
         self._ladder.expel(exporter.child, Failure.TIMEOUT)
         self._ladder.close_channel(exporter.child)
         self._used = None
-        self._look_out()
-        self._again("")
+        self._watch_listener()
+        self._start_later("")
 
-    def asked(self) -> bool:
+    def answer_due(self) -> bool:
         """Say whether an answer is due: after the next publishing."""
-        return bool(self._asking)
+        return bool(self._questions)
 
     def answer(self) -> None:
         """Tell whoever asked that the counters are of this moment."""
-        asking, self._asking = self._asking, []
-        for end, count in asking:
+        questions, self._questions = self._questions, []
+        for end, count in questions:
             try:
                 end.send(ANSWER * count, socket.MSG_NOSIGNAL)
             except OSError:
@@ -286,23 +286,23 @@ class Exporters(Succession[Exporter]):
         reason = f"the exporter ended with status {exit.status}"
         if exporter is self._candidate:
             self._candidate = None
-            exporter.turned_out(reason)
+            exporter.report_outcome(reason)
         elif exporter is self._used:
             self._used = None
-            self._look_out()
+            self._watch_listener()
             if child.excused:
                 # It was asked to leave, to make room for another.
                 self.start()
             elif not self._life.closes:
-                self._again(reason)
+                self._start_later(reason)
 
-    def _tell(self, reason: str, *, first: bool) -> None:
+    def _log_failure(self, reason: str, *, first: bool) -> None:
         log.error("exporter_failed", reason=reason, retry_seconds=self._throttle.delay)
 
     def stop(self) -> None:
         """Ask every exporter to leave."""
         super().stop()
-        self._look_out()
+        self._watch_listener()
 
 
 def _lifeline() -> tuple[Wire, Wire]:

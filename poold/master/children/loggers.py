@@ -46,7 +46,7 @@ class Loggers(Succession[Member]):
         try:
             self._used = self._launch()
         except OSError as error:
-            self._again(str(error))
+            self._start_later(str(error))
 
     def _launch(self) -> Member:
         streams = self._streams
@@ -119,9 +119,9 @@ class Loggers(Succession[Member]):
         if child.excused:
             self.start()
         else:
-            self._again(f"the logger ended with status {exit.status}")
+            self._start_later(f"the logger ended with status {exit.status}")
 
-    def _tell(self, reason: str, *, first: bool) -> None:
+    def _log_failure(self, reason: str, *, first: bool) -> None:
         log.error("logger_failed", reason=reason, retry_seconds=self._throttle.delay)
 
     def stop(self) -> None:
@@ -141,18 +141,18 @@ class Loggers(Succession[Member]):
             used = self._used.child
             told = self._send(used, LOGGER_LEAVE)
             # One that is leaving is the program's before, and does not see the last lines.
-            ended = (told or used.leaving) and _ended(used, LAST_SECONDS)
+            ended = (told or used.leaving) and _wait_for_end(used, LAST_SECONDS)
             if told and ended:
                 self._streams.give_back()
                 return
             if not ended:
                 self._ladder.expel(used, None)
-                if not _ended(used, KILL_SECONDS):
+                if not _wait_for_end(used, KILL_SECONDS):
                     return
             self._used = None
 
 
-def _ended(child: Child, seconds: float) -> bool:
+def _wait_for_end(child: Child, seconds: float) -> bool:
     """Wait for a logger's end, for so long; say whether it has come."""
     try:
         process = os.pidfd_open(child.pid)

@@ -104,7 +104,7 @@ class Reaper:
                 if found is None:
                     return False
                 if found.si_code in EXITS:
-                    self._take(found.si_pid)
+                    self._take_exit(found.si_pid)
                 else:
                     self.tracees.stopped(found.si_pid)
             except ChildProcessError:
@@ -116,7 +116,7 @@ class Reaper:
                 raise
         return True
 
-    def _take(self, pid: int) -> None:
+    def _take_exit(self, pid: int) -> None:
         child = self._table.by_pid(pid)
         if child is None:
             self._unborn.find()
@@ -125,7 +125,7 @@ class Reaper:
             self._hear_out(child)
             self._ladder.sweep(child)
         stranger = child is None and is_process(pid)
-        self.tracees.gone(pid)
+        self.tracees.forget(pid)
         taken, status, usage = os.wait4(pid, os.WNOHANG)
         code = exit_code(status)
         if not taken or code is None:
@@ -163,7 +163,7 @@ class Reaper:
 
         Whatever is raised, it is not signalled any more, has no row, and its keeper knows.
         """
-        self._loop.each(
+        self._loop.call_each(
             (
                 partial(self._ladder.relax, child),
                 partial(self._ladder.close_channel, child),

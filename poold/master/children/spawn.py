@@ -28,12 +28,12 @@ from poold.scoreboard import shared_memory
 from poold.settings.config import Config, People, Server
 
 # The few variables of the master's that children get.
-KEPT = ("PATH", "HOME", "LANG", "TZ", "USER", "LOGNAME", "SHELL")
+KEPT_VARIABLES = ("PATH", "HOME", "LANG", "TZ", "USER", "LOGNAME", "SHELL")
 # For the mold alone, which takes them out of what handlers see. A function of the C library that is bound before the clone is not bound
 # again in each worker (ld.so(8)): some twenty pages of a worker.
 MOLD_VARIABLES = {"LD_BIND_NOW": "1"}
 # Of these, an interpreter gets that is to read nothing of any user's: the master's own, less what belongs to a person.
-ISOLATED = ("PATH", "PYTHONPATH", "LANG", "TZ")
+ISOLATED_VARIABLES = ("PATH", "PYTHONPATH", "LANG", "TZ")
 # The programs of poold's: of each of these modules, an interpreter runs `main`.
 EXPORTER, GUARD, LOGGER, MOLD = "poold.exporter.main", "poold.master.guard", "poold.logger.main", "poold.mold.main"
 TRIAL, REHEARSAL, SUCCESSOR = "poold.settings.trial", "poold.master.rehearsal", "poold.master.successor"
@@ -42,7 +42,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # `-P` keeps the working directory out of sys.path. `-c` and not `-m`, which would load runpy and what it needs. The package is this
 # master's own, wherever it was found; its folder is on the path for that one import only.
-PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); import poold; del sys.path[0]; from {module} import main; sys.exit(main())"
+BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv.pop(1)); import poold; del sys.path[0]; from {module} import main; sys.exit(main())"
 # Not resolved: behind a link that an operator moves to another release, an upgrade finds that one.
 HOME = str(Path(__file__).absolute().parents[3])
 
@@ -95,18 +95,18 @@ class Launcher:
 
     def exporter(self, current: Current, **fds: int) -> int:
         """Start an exporter and return its pid. Raises OSError."""
-        document = {**self._helper(current), "identity": current.people.helper}
-        return self._start(EXPORTER, document, isolated(self.environ), fds, self.streams.output)
+        document = {**self._helper_document(current), "identity": current.people.helper}
+        return self._start(EXPORTER, document, isolated_variables(self.environ), fds, self.streams.output)
 
     def logger(self, current: Current, **fds: int) -> int:
         """Start a logger and return its pid. Raises OSError.
 
         It changes its user itself: before its first line nobody of that user, whom sessions may run as too, is to take the log from it.
         """
-        document = {**self._helper(current), "becomes": current.people.helper}
-        return self._start(LOGGER, document, isolated(self.environ), fds, self.streams.real, isolate=True)
+        document = {**self._helper_document(current), "becomes": current.people.helper}
+        return self._start(LOGGER, document, isolated_variables(self.environ), fds, self.streams.real, isolate=True)
 
-    def _helper(self, current: Current) -> dict[str, Any]:
+    def _helper_document(self, current: Current) -> dict[str, Any]:
         config = current.config
         return {
             "nofile": self.limits,
@@ -117,7 +117,7 @@ class Launcher:
 
     def recipe(self, config: Config, people: People) -> Recipe:
         """Return what a mold for these settings is started with."""
-        variables = environment(config.server, people, self.environ)
+        variables = mold_variables(config.server, people, self.environ)
         document = {
             **mold_document(config),
             "identity": people.workers,
@@ -125,7 +125,7 @@ class Launcher:
             "nofile": list(self.limits),
             "own_variables": [name for name in MOLD_VARIABLES if name not in variables],
         }
-        return Recipe(document, MOLD_VARIABLES | isolated(self.environ), config.timeouts.import_)
+        return Recipe(document, MOLD_VARIABLES | isolated_variables(self.environ), config.timeouts.import_)
 
     def mold(self, recipe: Recipe, **fds: int) -> int:
         """Start a mold and return its pid. Raises OSError."""
@@ -154,16 +154,17 @@ class Launcher:
     ) -> int:
         whole = {**document, "master": os.getpid(), "log_framed": self.streams.logged}
         settings = memory_file("settings", json.dumps(whole).encode())
-        given = {**fds, "settings": settings}
+        inherited = {**fds, "settings": settings}
         identity = document.get("identity")
         try:
             try:
-                return start(module, fds=given, environment=environ, output=output, identity=identity, isolate=isolate)
+                return start_interpreter(module, fds=inherited, environment=environ, output=output, identity=identity, isolate=isolate)
             except PermissionError:
                 if identity is None:
                     raise
                 log.info("interpreter_isolated", module=module, interpreter=sys.executable, uid=identity["uid"])
-                return start(module, fds=given, environment=MOLD_VARIABLES | isolated(self.environ), output=output, isolate=True)
+                variables = MOLD_VARIABLES | isolated_variables(self.environ)
+                return start_interpreter(module, fds=inherited, environment=variables, output=output, isolate=True)
         finally:
             os.close(settings)
 
@@ -183,13 +184,13 @@ def memory_file(name: str, data: bytes = b"") -> int:
     return fd
 
 
-def command(module: str, fds: Mapping[str, int], *, isolate: bool = False) -> list[str]:
+def interpreter_command(module: str, fds: Mapping[str, int], *, isolate: bool = False) -> list[str]:
     """Return the command that runs `main` of a module in a fresh interpreter, with the code that is on disk now."""
     option = "-I" if isolate else "-P"
-    return [sys.executable, option, "-c", PROGRAM.format(module=module), HOME, *arguments.write(fds)]
+    return [sys.executable, option, "-c", BOOTSTRAP.format(module=module), HOME, *arguments.write(fds)]
 
 
-def start(
+def start_interpreter(
     module: str,
     *,
     fds: Mapping[str, int],
@@ -204,7 +205,7 @@ def start(
     """
     person = {} if identity is None else {"user": identity["uid"], "group": identity["gid"], "extra_groups": identity["groups"]}
     started = subprocess.Popen(
-        command(module, fds, isolate=isolate),
+        interpreter_command(module, fds, isolate=isolate),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
@@ -218,15 +219,15 @@ def start(
     return started.pid
 
 
-def isolated(environ: Mapping[str, str]) -> dict[str, str]:
+def isolated_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the few variables of an interpreter that is to read nothing of any user's."""
-    kept = {key: value for key, value in environ.items() if key in ISOLATED or key.startswith("LC_")}
+    kept = {key: value for key, value in environ.items() if key in ISOLATED_VARIABLES or key.startswith("LC_")}
     return {"PATH": DEFAULT_PATH, "PYTHONNOUSERSITE": "1"} | kept
 
 
-def environment(server: Server, people: People, environ: Mapping[str, str]) -> dict[str, str]:
+def mold_variables(server: Server, people: People, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of a mold and its workers: a few of the master's, those of the user, those of the settings."""
-    kept = {key: value for key, value in environ.items() if key in KEPT or key.startswith("LC_")}
+    kept = {key: value for key, value in environ.items() if key in KEPT_VARIABLES or key.startswith("LC_")}
     kept.setdefault("PATH", DEFAULT_PATH)
     return kept | people.variables | dict(server.environment)
 

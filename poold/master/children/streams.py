@@ -51,7 +51,7 @@ class Streams:
         mode = os.fstat(2).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISSOCK(mode):
             try:
-                self.output = self.own = reopened(2)
+                self.output = self.own = reopen(2)
             except OSError:
                 # Another user's pipe, or a terminal that is not in this file system: nobody else is to have ours.
                 pass
@@ -59,9 +59,9 @@ class Streams:
                 return
         self.own_reader, self.own = _pipe()
         self.output_reader, self.output = _pipe()
-        self._insert()
+        self._write_to_logger()
 
-    def _insert(self) -> None:
+    def _write_to_logger(self) -> None:
         """Put the logger's pipe between this process and the log's stream."""
         self.real = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3)
         os.dup2(self.own, 2)
@@ -70,7 +70,7 @@ class Streams:
     def restore(self, part: StreamsPart) -> None:
         """Take over the pipes of the program before. Raises OSError."""
         self.own, self.own_reader, self.output, self.output_reader = part.own, part.own_reader, part.output, part.output_reader
-        self._insert()
+        self._write_to_logger()
 
     def save(self) -> StreamsPart | None:
         """Return what the next program needs of this, None for nothing."""
@@ -79,7 +79,7 @@ class Streams:
         return StreamsPart(own=self.own, own_reader=self.own_reader, output=self.output, output_reader=self.output_reader)
 
     @contextlib.contextmanager
-    def lent(self) -> Iterator[None]:
+    def bypass_logger(self) -> Iterator[None]:
         """Have the log's stream itself at descriptor 2: for the next program, which may not know of any logger; and not in between."""
         if self.logged:
             os.dup2(self.real, 2)
@@ -104,7 +104,7 @@ def _pipe() -> tuple[int, int]:
     return reader, writer
 
 
-def reopened(fd: int) -> int:
+def reopen(fd: int) -> int:
     """Return an open file of its own for what this descriptor is, to be written to alone. Raises OSError."""
     name = f"/proc/self/fd/{fd}"
     flags = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC

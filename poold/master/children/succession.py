@@ -69,7 +69,7 @@ class Member:
     child: Child
     prepared: Prepared | None = None
 
-    def turned_out(self, reason: str | None) -> None:
+    def report_outcome(self, reason: str | None) -> None:
         """Tell whoever had a candidate prepared that it is ready, or why it cannot be used."""
         if self.prepared is not None:
             self.prepared(reason)
@@ -94,14 +94,14 @@ class Succession(ABC, Generic[M]):
         """Start a child for the settings in force, if one is wanted and there is none; a failure is tried again later."""
 
     @abstractmethod
-    def _tell(self, reason: str, *, first: bool) -> None:
+    def _log_failure(self, reason: str, *, first: bool) -> None:
         """Log why there is none in use, and that another try will be made; `first` since the last success."""
 
-    def _again(self, reason: str) -> None:
+    def _start_later(self, reason: str) -> None:
         """Start another child later, because one could not be started or has ended; "": the reason has been told."""
         first = self._throttle.failed(self._loop.clock())
         if reason:
-            self._tell(reason, first=first)
+            self._log_failure(reason, first=first)
         self._loop.at(self._throttle.until, self.start)
 
     def discard(self) -> None:

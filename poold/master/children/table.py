@@ -14,7 +14,7 @@ from poold.channel import Wire
 from poold.childrows import AUXILIARY_SLOTS, SLOTS
 from poold.errors import InternalError
 from poold.master.clients.sessions import Session, SessionPart
-from poold.master.document.part import descriptor, within
+from poold.master.document.part import check_descriptor, check_range
 from poold.master.engine.deadlines import Deadline
 from poold.words import Cause, Failure, Kind, State
 
@@ -55,13 +55,13 @@ class ChildPart:
 
     def __post_init__(self) -> None:
         first, beyond = (AUXILIARY_SLOTS, SLOTS) if self.kind is Kind.WORKER else (0, AUXILIARY_SLOTS)
-        within(f"the slot of a {self.kind}", self.slot, first, beyond - 1)
-        within("an incarnation", self.incarnation, 0, (1 << 32) - 1)
-        within("a generation", self.generation, 0, (1 << 32) - 1)
-        within("a pid", self.pid, 2, (1 << 31) - 1)
-        within("a time", self.claimed_at, 0)
-        descriptor(self.channel)
-        descriptor(self.page)
+        check_range(f"the slot of a {self.kind}", self.slot, first, beyond - 1)
+        check_range("an incarnation", self.incarnation, 0, (1 << 32) - 1)
+        check_range("a generation", self.generation, 0, (1 << 32) - 1)
+        check_range("a pid", self.pid, 2, (1 << 31) - 1)
+        check_range("a time", self.claimed_at, 0)
+        check_descriptor(self.channel)
+        check_descriptor(self.page)
         if self.session is not None and (self.kind is not Kind.WORKER or self.state in (State.STARTING, State.SPARE)):
             raise ValueError(f"a {self.kind} that is {self.state} has no session")
 
@@ -134,8 +134,8 @@ class ChildTable:
     census: Counter[tuple[Kind, State]] = field(default_factory=Counter)
     workers: int = 0
     # Born children that have changed since `take_changes`: kinds and states, and children by slot (None: removed).
-    _stirred: set[tuple[Kind, State]] = field(default_factory=set)
-    _moved: dict[int, Child | None] = field(default_factory=dict)
+    _changed_states: set[tuple[Kind, State]] = field(default_factory=set)
+    _changed_children: dict[int, Child | None] = field(default_factory=dict)
 
     def claim(self, kind: Kind, *, generation: int, now: float) -> Child:
         """Take a slot for a child that is about to be made. Raises NoSlotError when every slot is taken."""
@@ -153,7 +153,7 @@ class ChildTable:
         self._incarnation = max(self._incarnation, child.incarnation)
         self.census[child.kind, child.state] += 1
         self.workers += child.kind is Kind.WORKER
-        self._note(child)
+        self._note_change(child)
 
     def settle_slots(self) -> None:
         """Find out which slots are free among those that were inherited."""
@@ -181,7 +181,7 @@ class ChildTable:
         child.pid = pid
         self._pids[pid] = child
         self.census[child.kind, child.state] += 1
-        self._note(child)
+        self._note_change(child)
 
     def move(self, child: Child, state: State) -> None:
         """Change a child's state."""
@@ -191,7 +191,7 @@ class ChildTable:
         if child.pid:
             self.census[child.kind, before] -= 1
             self.census[child.kind, state] += 1
-            self._note(child, before)
+            self._note_change(child, before)
 
     def assign(self, child: Child, session: Session) -> None:
         """Give a spare its session."""
@@ -215,22 +215,22 @@ class ChildTable:
         if child.pid:
             del self._pids[child.pid]
             self.census[child.kind, child.state] -= 1
-            self._note(child, removed=True)
+            self._note_change(child, removed=True)
         if child.kind is Kind.WORKER:
             self.workers -= 1
             heapq.heappush(self._free, child.slot)
 
-    def _note(self, child: Child, before: State | None = None, *, removed: bool = False) -> None:
-        self._stirred.add((child.kind, child.state))
+    def _note_change(self, child: Child, before: State | None = None, *, removed: bool = False) -> None:
+        self._changed_states.add((child.kind, child.state))
         if before is not None:
-            self._stirred.add((child.kind, before))
-        self._moved[child.slot] = None if removed else child
+            self._changed_states.add((child.kind, before))
+        self._changed_children[child.slot] = None if removed else child
 
     def take_changes(self) -> tuple[set[tuple[Kind, State]], dict[int, Child | None]]:
         """Return what has changed since the last call: kinds and states to be counted anew, and children by slot (None: removed)."""
-        stirred, moved = self._stirred, self._moved
-        self._stirred, self._moved = set(), {}
-        return stirred, moved
+        changed_states, changed_children = self._changed_states, self._changed_children
+        self._changed_states, self._changed_children = set(), {}
+        return changed_states, changed_children
 
     def by_pid(self, pid: int) -> Child | None:
         """Return the child with this pid."""

@@ -44,7 +44,7 @@ def is_process(task: int) -> bool:
     return True
 
 
-def due(task: int, status: int) -> int:
+def pending_signal(task: int, status: int) -> int:
     """Return the signal that a stopped task would have had without a tracer; `status` is that of its stop (waitid(2), si_status).
 
     None where the kernel has made the stop for the tracer's sake: an event, whose number is above the signal's; the SIGTRAP after an
@@ -81,11 +81,11 @@ class Tracees:
         if stop is None:
             return
         if not self._held:
-            self._loop.after(RELEASE_SECONDS, self._some)
+            self._loop.after(RELEASE_SECONDS, self._release_some)
         self._held[task] = stop.si_status
         log.debug("tracee_stopped", pid=task, status=stop.si_status)
 
-    def gone(self, task: int) -> None:
+    def forget(self, task: int) -> None:
         """Forget a task whose exit is about to be taken: its number may be another's then."""
         self._held.pop(task, None)
 
@@ -93,13 +93,13 @@ class Tracees:
         """Let so many of them go on, with their signal and without a tracer."""
         for task in list(self._held)[:count]:
             # It fails for one that has been killed meanwhile, which is left to its exit.
-            _ptrace(_PTRACE_DETACH, task, None, due(task, self._held.pop(task)))
+            _ptrace(_PTRACE_DETACH, task, None, pending_signal(task, self._held.pop(task)))
 
     def release_all(self) -> None:
         """Let everybody go on: nobody will know of them any more."""
         self.release(len(self._held))
 
-    def _some(self) -> None:
+    def _release_some(self) -> None:
         self.release(RELEASES_MAX)
         if self._held:
-            self._loop.after(RELEASE_SECONDS, self._some)
+            self._loop.after(RELEASE_SECONDS, self._release_some)

@@ -9,7 +9,7 @@ from poold.pages import PhasePage
 from poold.words import Cause
 
 # In `WINDOW` seconds. Those that fail at the same moment as the last of them still say why.
-TOLD_MAX = 50
+REASONS_MAX = 50
 
 
 class Failures:
@@ -18,9 +18,9 @@ class Failures:
     def __init__(self, loop: Loop, phase: PhasePage) -> None:
         self._loop = loop
         self._phase = phase
-        self._since = 0.0
-        self._told = 0
-        self._untold = 0
+        self._window_start = 0.0
+        self._reasons = 0
+        self._suppressed = 0
         self._hushed = False
         # An upgrade may have come in the middle.
         phase.hush(False)
@@ -30,21 +30,21 @@ class Failures:
         if cause is not Cause.EXIT:
             return
         if self._hushed:
-            self._untold += 1
+            self._suppressed += 1
             return
         now = self._loop.clock()
-        if now - self._since >= WINDOW:
-            self._since, self._told = now, 0
-        self._told += 1
-        if self._told >= TOLD_MAX:
+        if now - self._window_start >= WINDOW:
+            self._window_start, self._reasons = now, 0
+        self._reasons += 1
+        if self._reasons >= REASONS_MAX:
             self._hushed = True
             self._phase.hush(True)
-            self._loop.at(self._since + WINDOW, self.settle)
+            self._loop.at(self._window_start + WINDOW, self.settle)
 
     def settle(self) -> None:
         """Let workers say again why sessions fail, and say how many have not."""
-        self._hushed, self._told = False, 0
+        self._hushed, self._reasons = False, 0
         self._phase.hush(False)
-        untold, self._untold = self._untold, 0
-        if untold:
-            log.error("handler_failed", suppressed=untold)
+        suppressed, self._suppressed = self._suppressed, 0
+        if suppressed:
+            log.error("handler_failed", suppressed=suppressed)

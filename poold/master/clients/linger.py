@@ -18,7 +18,7 @@ from poold.master.engine.loop import Loop
 from poold.settings.descriptors import LINGER_MAX
 
 LINGER_SECONDS = 1.0
-_SCRAP = bytearray(65536)
+_DISCARDED = bytearray(65536)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Linger:
             # The client has gone already, its window is shut, or it cannot be watched: it has had what it could get.
             refused.close()
             return
-        self._keep(refused)
+        self._close_later(refused)
 
     def save(self) -> LingerPart:
         """Return those that have not ended yet."""
@@ -64,13 +64,13 @@ class Linger:
     def restore(self, part: LingerPart) -> None:
         """Take over the connections that the program before has refused."""
         for fd in part.lingering:
-            refused = sockets.connection(fd)
+            refused = sockets.adopt_connection(fd)
             if refused is not None:
                 refused.setblocking(False)
                 self._loop.watch(refused, partial(self._discard, refused))
-                self._keep(refused)
+                self._close_later(refused)
 
-    def _keep(self, refused: Wire) -> None:
+    def _close_later(self, refused: Wire) -> None:
         if len(self._open) >= LINGER_MAX:
             self._close(next(iter(self._open)))
         self._open[refused] = self._loop.after(LINGER_SECONDS, partial(self._close, refused))
@@ -79,7 +79,7 @@ class Linger:
         if refused not in self._open:
             return
         try:
-            discarded = refused.recv_into(_SCRAP, len(_SCRAP), socket.MSG_TRUNC)
+            discarded = refused.recv_into(_DISCARDED, len(_DISCARDED), socket.MSG_TRUNC)
         except BlockingIOError:
             return
         except OSError:
@@ -95,4 +95,4 @@ class Linger:
 
     def close(self) -> None:
         """End them all now."""
-        self._loop.each(partial(self._close, refused) for refused in list(self._open))
+        self._loop.call_each(partial(self._close, refused) for refused in list(self._open))

@@ -13,8 +13,8 @@ from poold.master.clients import sockets
 from poold.master.clients.door import Door
 from poold.master.clients.listening import ListenerPart, ListenersPart, Listening
 from poold.master.clients.sessions import Accepted
-from poold.master.clients.sockdiag import queue
-from poold.master.clients.sockets import Opened, address, retune, somaxconn
+from poold.master.clients.sockdiag import queue_length
+from poold.master.clients.sockets import Opened, address_of, retune, somaxconn
 from poold.master.clients.store import Store
 from poold.master.current import Current
 from poold.master.engine.deadlines import Callback
@@ -64,13 +64,14 @@ class Listeners:
     def add(self, opened: Opened, listener: Listener) -> None:
         """Take over an open socket; again changes nothing. Raises LookupError when too many names have been used."""
         if not any(each.opened is opened for each in self._open):
-            self._miss(self._add(opened, listener))
+            self._warn_unreachable(self._add(opened, listener))
 
     def _add(self, opened: Opened, listener: Listener) -> Listening:
         listening = Listening(opened, listener, self._counters.listener(listener.name), int(opened.socket.family))
         self._open.append(listening)
         # The gate opens again in this turn, and watches this one too.
-        self._loop.surely([partial(self.gate, False), partial(self._store.keep, opened, listener), partial(_announce, listening)])
+        steps = [partial(self.gate, False), partial(self._store.keep, opened, listener), partial(_announce, listening)]
+        self._loop.call_each_with_retry(steps)
         return listening
 
     def open(self, *, patience: float) -> None:
@@ -100,9 +101,9 @@ class Listeners:
         for each in part.listeners:
             listener = wanted.get(Address.parse(each.address))
             if each.leaving or listener is None:
-                listener = _former(each, config)
+                listener = _former_settings(each, config)
             try:
-                several = [sockets.restored(each.name, each.socket, self._store.passed)]
+                several = [sockets.restore_socket(each.name, each.socket, self._store.passed)]
             except ConfigError as error:
                 log.error("listener_lost", listener=each.name, reason=str(error.problems[0]))
                 several = sockets.open_listener(listener, self._store.passed)
@@ -124,7 +125,7 @@ class Listeners:
 
     def change(self, listener: Listener) -> None:
         """Give the open listener of this address its other settings."""
-        for listening in self._at(listener):
+        for listening in self._staying_at(listener):
             if listening.listener == listener:
                 continue
             listening.listener = listener
@@ -139,11 +140,11 @@ class Listeners:
 
     def dismiss(self, listener: Listener) -> None:
         """Close the listener of this address once its queue is empty; a lent one at once."""
-        self._leave(listener, seconds=max(self._current.config.timeouts.drain, EMPTY_SECONDS))
+        self._close_when_empty(listener, seconds=max(self._current.config.timeouts.drain, EMPTY_SECONDS))
 
-    def _leave(self, listener: Listener, *, seconds: float) -> None:
-        for listening in self._at(listener):
-            if listening.opened.lent:
+    def _close_when_empty(self, listener: Listener, *, seconds: float) -> None:
+        for listening in self._staying_at(listener):
+            if listening.opened.passed_by_manager:
                 self._close(listening)
             else:
                 listening.deadline = self._loop.after(seconds, partial(self._close, listening))
@@ -153,30 +154,30 @@ class Listeners:
         """Close every listener like that, but the lent ones: they are served as long as the drain lasts."""
         for listening in list(self._open):
             listening.empty = False
-            if not listening.opened.lent:
-                self._leave(listening.listener, seconds=seconds)
+            if not listening.opened.passed_by_manager:
+                self._close_when_empty(listening.listener, seconds=seconds)
 
     def drained(self) -> bool:
         """Say whether nobody waits any more who could not be served by another start."""
-        return all(listening.opened.lent and listening.empty for listening in self._open)
+        return all(listening.opened.passed_by_manager and listening.empty for listening in self._open)
 
-    def look(self) -> bool:
+    def empty_queues(self) -> bool:
         """Look into the queues that are to be emptied, ready or not: only an accept tells that one is empty.
 
         Say whether there is more to look at.
         """
-        unsettled = self._unsettled()
-        if not unsettled:
+        to_be_emptied = self._to_be_emptied()
+        if not to_be_emptied:
             return False
-        for listening in unsettled:
+        for listening in to_be_emptied:
             if self._watched:
                 self._accept(listening)
-        return self._watched and self._door.is_open() and bool(self._unsettled())
+        return self._watched and self._door.is_open() and bool(self._to_be_emptied())
 
-    def _unsettled(self) -> list[Listening]:
+    def _to_be_emptied(self) -> list[Listening]:
         return [listening for listening in self._open if listening.leaving or (self._life.drains and not listening.empty)]
 
-    def _at(self, listener: Listener) -> list[Listening]:
+    def _staying_at(self, listener: Listener) -> list[Listening]:
         return [listening for listening in self._open if listening.listener.address == listener.address and not listening.leaving]
 
     def gate(self, open: bool) -> None:
@@ -214,7 +215,7 @@ class Listeners:
                     self._close(listening)
                 return
             except OSError as error:
-                if not self._survived(listening, error):
+                if not self._note_accept_error(listening, error):
                     return
                 continue
             accepted = Wire(listening.family, SOCK_STREAM, 0, fd)
@@ -225,7 +226,7 @@ class Listeners:
             self._counters.cells[ACCEPTED[listening.number]] += 1
             self._door.enter(Accepted(accepted, listening.name, listening.number, peer, self._loop.clock()))
 
-    def _survived(self, listening: Listening, error: OSError) -> bool:
+    def _note_accept_error(self, listening: Listening, error: OSError) -> bool:
         """Count an error of accept and say whether to try again at once."""
         number = error.errno or 0
         name = errno.errorcode.get(number, "other")
@@ -244,7 +245,7 @@ class Listeners:
 
     def describe(self) -> list[dict[str, str]]:
         """Return name and address of each open listener."""
-        return [{"name": listening.name, "address": address(listening.opened.socket)} for listening in self._open]
+        return [{"name": listening.name, "address": address_of(listening.opened.socket)} for listening in self._open]
 
     def unreachable(self) -> set[Address]:
         """Return the addresses whose socket file somebody has removed or replaced; a reload opens them anew."""
@@ -254,20 +255,20 @@ class Listeners:
         """Write down how full the kernel's queues are, and say which socket file has gone; asked for, never by a tick."""
         cells = self._counters.cells
         for listening in self._open:
-            self._miss(listening)
-            queued = queue(listening.opened.socket)
+            self._warn_unreachable(listening)
+            queued = queue_length(listening.opened.socket)
             cells[BACKLOG_KNOWN[listening.number]] = queued is not None
             cells[BACKLOG[listening.number]], cells[BACKLOG_LIMIT[listening.number]] = queued or (0, 0)
 
-    def _miss(self, listening: Listening) -> None:
+    def _warn_unreachable(self, listening: Listening) -> None:
         """Say, once, that clients do not find a listener's socket file."""
-        if not listening.missed and not listening.leaving and not listening.opened.reachable():
-            listening.missed = True
+        if not listening.unreachable_logged and not listening.leaving and not listening.opened.reachable():
+            listening.unreachable_logged = True
             log.warning("socket_file_lost", listener=listening.name, hint="a reload makes it again")
 
     def close(self) -> None:
         """Close every listener, and remove the socket files that are ours."""
-        self._loop.each(partial(self._close, listening) for listening in list(self._open))
+        self._loop.call_each(partial(self._close, listening) for listening in list(self._open))
 
     def _close(self, listening: Listening) -> None:
         """Close a listener that will never be looked at again: what fails on the way leaves out nothing else."""
@@ -275,15 +276,15 @@ class Listeners:
         steps: list[Callback] = [] if listening.deadline is None else [listening.deadline.cancel]
         steps.append(partial(self._loop.forget, listening.opened.socket))
         steps.append(partial(self._store.drop, listening.opened, listening.listener))
-        steps += [listening.opened.close, partial(self._closed, listening)]
-        self._loop.surely(steps)
+        steps += [listening.opened.close, partial(self._note_closed, listening)]
+        self._loop.call_each_with_retry(steps)
 
-    def _closed(self, listening: Listening) -> None:
+    def _note_closed(self, listening: Listening) -> None:
         self._counters.cells[BACKLOG_KNOWN[listening.number]] = 0
         log.info("listener_closed", listener=listening.name)
 
 
-def _former(part: ListenerPart, config: Config) -> Listener:
+def _former_settings(part: ListenerPart, config: Config) -> Listener:
     """Return settings for a listener that has none any more: all that is done to it is to empty its queue."""
     former = replace(config.listeners[0], address=Address.parse(part.address), name=part.name)
     # The store knows it by these.
@@ -293,7 +294,7 @@ def _former(part: ListenerPart, config: Config) -> Listener:
 def _announce(listening: Listening) -> None:
     """Say where a listener listens, and whether its backlog is shorter than asked for."""
     opened, listener = listening.opened, listening.listener
-    log.info("listening", listener=listening.name, address=address(opened.socket))
-    most = None if opened.lent else somaxconn()
+    log.info("listening", listener=listening.name, address=address_of(opened.socket))
+    most = None if opened.passed_by_manager else somaxconn()
     if most is not None and listener.backlog > most:
         log.warning("backlog_cut", listener=listening.name, backlog=listener.backlog, somaxconn=most)

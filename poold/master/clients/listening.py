@@ -21,7 +21,7 @@ class Listening:
     number: int
     family: int
     leaving: bool = False
-    missed: bool = False
+    unreachable_logged: bool = False
     empty: bool = False
     deadline: Deadline | None = None
 

@@ -6,7 +6,7 @@ from poold.address import Endpoint
 from poold.channel import Wire
 from poold.log import log
 from poold.master.clients.failures import Failures
-from poold.master.document.part import Part, within
+from poold.master.document.part import Part, check_range
 from poold.master.engine.deadlines import Deadline
 from poold.scoreboard import ENDED, SESSION_SECONDS, Counters
 from poold.words import Cause
@@ -57,8 +57,8 @@ class SessionPart:
     cause: Cause | None = None
 
     def __post_init__(self) -> None:
-        within("a session", self.id, 1)
-        within("a time", self.accepted_at, 0)
+        check_range("a session", self.id, 1)
+        check_range("a time", self.accepted_at, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class SessionsPart(Part):
 
     def check(self) -> None:
         """Raise ValueError where the number cannot be."""
-        within("a session", self.last_session, 0)
+        check_range("a session", self.last_session, 0)
 
 
 @dataclass(slots=True, eq=False)

@@ -21,9 +21,9 @@ _PAIR = struct.Struct("=II")
 _ANY = 0xFFFFFFFF
 
 
-def unix_queue(listening: socket.socket) -> tuple[int, int] | None:
+def unix_queue_length(listening: socket.socket) -> tuple[int, int] | None:
     """Return how many connections wait at a unix listener and how many may; None where the kernel does not say."""
-    return pair(_ask(listening, _UDIAG_SHOW_RQLEN), _UNIX_DIAG_RQLEN)
+    return read_pair(_ask(listening, _UDIAG_SHOW_RQLEN), _UNIX_DIAG_RQLEN)
 
 
 def unix_file(bound: socket.socket) -> int | None:
@@ -31,7 +31,7 @@ def unix_file(bound: socket.socket) -> int | None:
 
     The kernel tells a device too, but that of the mount, which on btrfs and some overlays is not the one that stat(2) tells.
     """
-    found = pair(_ask(bound, _UDIAG_SHOW_VFS), _UNIX_DIAG_VFS)
+    found = read_pair(_ask(bound, _UDIAG_SHOW_VFS), _UNIX_DIAG_VFS)
     return None if found is None else found[0]
 
 
@@ -50,7 +50,7 @@ def _ask(about: socket.socket, show: int) -> bytes:
         return b""
 
 
-def pair(answer: bytes, kind: int) -> tuple[int, int] | None:
+def read_pair(answer: bytes, kind: int) -> tuple[int, int] | None:
     """Return the two numbers of an attribute of this kind, None where the answer has none."""
     if len(answer) < _HEADER.size or _HEADER.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:
         return None
@@ -64,10 +64,10 @@ def pair(answer: bytes, kind: int) -> tuple[int, int] | None:
     return None
 
 
-def queue(listening: socket.socket) -> tuple[int, int] | None:
+def queue_length(listening: socket.socket) -> tuple[int, int] | None:
     """Return how many connections wait for accept, and how many may (Linux: tcpi_unacked and tcpi_sacked of a TCP listener)."""
     if listening.family == socket.AF_UNIX:
-        return unix_queue(listening)
+        return unix_queue_length(listening)
     info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
     # struct tcp_info: eight bytes, then rto, ato, snd_mss, rcv_mss, unacked, sacked.
     depth, limit = struct.unpack_from("II", info, 24)

@@ -26,10 +26,10 @@ File = tuple[int, int]
 # What no file has: the socket's own was replaced before anything could be found out about it.
 NOWHERE: File = (0, 0)
 
-_HOLD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_HOLD_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 # How an open fails where there is nothing of ours: the name or its folder is gone, or leads elsewhere.
-_ELSEWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES}
+_NOT_OURS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES}
 # How often a lock that another poold holds for a moment is tried again, in seconds.
 _LOCK_EVERY = 0.01
 
@@ -53,7 +53,7 @@ def make(listening: socket.socket, path: str, rights: Rights, *, patience: float
     # The file gets the mode of the socket, less the umask (unix_bind_bsd in net/unix/af_unix.c). None at all is what it is known by.
     os.fchmod(listening.fileno(), 0)
     _bind(listening, path, patience)
-    fd = _hold(path)
+    fd = _open_path(path)
     if fd is None:
         return NOWHERE
     try:
@@ -62,9 +62,9 @@ def make(listening: socket.socket, path: str, rights: Rights, *, patience: float
         file = _identity(os.fstat(fd))
         try:
             # The mode first: the owner's file would take CAP_FOWNER.
-            os.chmod(_place(fd), rights.mode)
+            os.chmod(_proc_path(fd), rights.mode)
             if (rights.uid, rights.gid) != (-1, -1):
-                os.chown(_place(fd), rights.uid, rights.gid)
+                os.chown(_proc_path(fd), rights.uid, rights.gid)
         except OSError:
             remove(path, file)
             raise
@@ -75,36 +75,36 @@ def make(listening: socket.socket, path: str, rights: Rights, *, patience: float
 
 def change(path: str, file: File, rights: Rights, listening: socket.socket) -> None:
     """Give the file of an open socket other rights. Raises OSError; ENOENT where the name does not stand for it any more."""
-    fd = _hold(path)
+    fd = _open_path(path)
     if fd is None:
-        raise _lost()
+        raise _file_lost()
     try:
         status, inode = os.fstat(fd), unix_file(listening)
-        if _identity(status) != file or not stat.S_ISSOCK(status.st_mode) or inode not in (None, _short(status)):
-            raise _lost()
-        _change(fd, status, rights)
+        if _identity(status) != file or not stat.S_ISSOCK(status.st_mode) or inode not in (None, _low_inode(status)):
+            raise _file_lost()
+        _set_rights(fd, status, rights)
     finally:
         os.close(fd)
 
 
-def _change(fd: int, status: os.stat_result, rights: Rights) -> None:
+def _set_rights(fd: int, status: os.stat_result, rights: Rights) -> None:
     """Give a file other rights; for a moment it has one owner and the mode of the other, and nobody may get in by both."""
-    place, before = _place(fd), stat.S_IMODE(status.st_mode)
+    proc_path, before = _proc_path(fd), stat.S_IMODE(status.st_mode)
     if rights.uid not in (-1, status.st_uid) or rights.gid not in (-1, status.st_gid):
         both = before & rights.mode
         if both != before:
-            os.chmod(place, both)
+            os.chmod(proc_path, both)
         try:
-            os.chown(place, rights.uid, rights.gid)
+            os.chown(proc_path, rights.uid, rights.gid)
         except OSError:
             if both != before:
-                os.chmod(place, before)
+                os.chmod(proc_path, before)
             raise
     if stat.S_IMODE(os.fstat(fd).st_mode) != rights.mode:
-        os.chmod(place, rights.mode)
+        os.chmod(proc_path, rights.mode)
 
 
-def stands(path: str, file: File) -> bool:
+def file_in_place(path: str, file: File) -> bool:
     """Say whether a name still stands for a socket's own file, so that clients find it."""
     try:
         return _identity(os.lstat(path)) == file
@@ -121,7 +121,7 @@ def remove(path: str, file: File) -> None:
     """
     folder, name = os.path.split(path)
     try:
-        fd = os.open(folder, _HOLD_FOLDER)
+        fd = os.open(folder, _FOLDER_FLAGS)
         try:
             if _identity(os.stat(name, dir_fd=fd, follow_symlinks=False)) == file:
                 os.unlink(name, dir_fd=fd)
@@ -134,17 +134,17 @@ def remove(path: str, file: File) -> None:
         log.warning("socket_file_not_removed", path=path, errno=errno.errorcode.get(error.errno or 0, "other"))
 
 
-def _hold(path: str) -> int | None:
+def _open_path(path: str) -> int | None:
     """Return a descriptor of what a name stands for, None where it leads nowhere. Raises OSError."""
     try:
-        return os.open(path, _HOLD)
+        return os.open(path, _PATH_FLAGS)
     except OSError as error:
-        if error.errno in _ELSEWHERE:
+        if error.errno in _NOT_OURS:
             return None
         raise
 
 
-def _place(fd: int) -> str:
+def _proc_path(fd: int) -> str:
     return f"/proc/self/fd/{fd}"
 
 
@@ -152,12 +152,12 @@ def _identity(status: os.stat_result) -> File:
     return status.st_dev, status.st_ino
 
 
-def _short(status: os.stat_result) -> int:
+def _low_inode(status: os.stat_result) -> int:
     """Return an inode's number as `unix_file` has it."""
     return status.st_ino & 0xFFFFFFFF
 
 
-def _lost() -> OSError:
+def _file_lost() -> OSError:
     return FileNotFoundError(errno.ENOENT, "its socket file was removed or replaced")
 
 
@@ -173,12 +173,12 @@ def _is_newborn(fd: int, listening: socket.socket) -> bool:
     inode = unix_file(listening)
     if inode is None:
         return status.st_uid == os.geteuid() and status.st_nlink == 1
-    return inode == _short(status)
+    return inode == _low_inode(status)
 
 
 def _bind(listening: socket.socket, path: str, patience: float) -> None:
     folder, name = os.path.split(path)
-    fd = os.open(folder, _HOLD_FOLDER)
+    fd = os.open(folder, _FOLDER_FLAGS)
     try:
         # Also where there is nothing to remove: the file is there a moment before the socket is bound to it, and looks stale.
         with _locked(fd, name, patience):
@@ -190,7 +190,7 @@ def _bind(listening: socket.socket, path: str, patience: float) -> None:
 
 def _remove_stale(folder: int, name: str) -> None:
     try:
-        fd = os.open(name, _HOLD, dir_fd=folder)
+        fd = os.open(name, _PATH_FLAGS, dir_fd=folder)
     except FileNotFoundError:
         return
     try:
@@ -213,7 +213,7 @@ def _is_bound(fd: int) -> bool:
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(_place(fd))
+            probe.connect(_proc_path(fd))
         except ConnectionRefusedError:
             return False
         except OSError as error:

@@ -18,7 +18,7 @@ from poold.errors import ConfigError, Problem
 from poold.log import log
 from poold.master.clients import socketfile
 from poold.master.clients.socketfile import File, Rights
-from poold.master.document.part import descriptor
+from poold.master.document.part import check_descriptor
 from poold.settings.config import Listener
 
 
@@ -32,7 +32,7 @@ class SocketPart:
     lent: bool = False
 
     def __post_init__(self) -> None:
-        descriptor(self.fd)
+        check_descriptor(self.fd)
         if self.file is not None and len(self.file) != 2:
             raise ValueError("a file is told by device and inode")
 
@@ -47,19 +47,19 @@ class Opened:
     socket: socket.socket
     path: str = ""
     file: File | None = None
-    lent: bool = False
+    passed_by_manager: bool = False
 
     def reachable(self) -> bool:
         """Say whether clients still find it: its file may have been removed or replaced."""
-        return self.file is None or socketfile.stands(self.path, self.file)
+        return self.file is None or socketfile.file_in_place(self.path, self.file)
 
     def save(self) -> SocketPart:
         """Return what the next program must know of it."""
-        return SocketPart(self.socket.fileno(), self.path, self.file, self.lent)
+        return SocketPart(self.socket.fileno(), self.path, self.file, self.passed_by_manager)
 
     def close(self) -> None:
         """Close it, unless it is lent, and remove its file if that is still its own; again changes nothing."""
-        if self.lent:
+        if self.passed_by_manager:
             return
         if self.file is not None:
             socketfile.remove(self.path, self.file)
@@ -77,11 +77,11 @@ def open_listener(listener: Listener, passed: Mapping[str, list[socket.socket]],
         if address.scheme is Scheme.SYSTEMD:
             if reason := not_passed(address, passed):
                 raise ValueError(reason)
-            opened = [Opened(each, lent=True) for each in passed[address.name]]
+            opened = [Opened(each, passed_by_manager=True) for each in passed[address.name]]
         elif address.scheme is Scheme.UNIX:
-            opened = [_unix(listener, patience)]
+            opened = [_open_unix_listener(listener, patience)]
         else:
-            opened = [Opened(_tcp(listener))]
+            opened = [Opened(_open_tcp_listener(listener))]
     except (OSError, ValueError, KeyError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError([Problem("listener.address", f"cannot listen on {address}: {reason}")]) from error
@@ -91,7 +91,7 @@ def open_listener(listener: Listener, passed: Mapping[str, list[socket.socket]],
     return opened
 
 
-def _unix(listener: Listener, patience: float) -> Opened:
+def _open_unix_listener(listener: Listener, patience: float) -> Opened:
     return open_unix(listener.address.path, _rights(listener), backlog=listener.backlog, patience=patience)
 
 
@@ -119,7 +119,7 @@ def open_control(path: str, *, patience: float) -> Opened:
         raise ConfigError([Problem("control.socket", f"cannot listen on {path}: {error.strerror}")]) from error
 
 
-def address(listening: socket.socket) -> str:
+def address_of(listening: socket.socket) -> str:
     """Return where a socket listens, as the settings would write it."""
     name = listening.getsockname()
     if listening.family == socket.AF_UNIX:
@@ -157,7 +157,7 @@ def _bound(host: str, port: int, *, backlog: int, freebind: bool = False, interf
     return listening
 
 
-def _tcp(listener: Listener) -> socket.socket:
+def _open_tcp_listener(listener: Listener) -> socket.socket:
     address = listener.address
     return _bound(address.host, address.port, backlog=listener.backlog, freebind=listener.freebind, interface=listener.interface)
 
@@ -180,7 +180,7 @@ def tune(opened: Opened, listener: Listener) -> None:
 def retune(opened: Opened, listener: Listener) -> None:
     """Change an open listener to other settings of the same address. Raises OSError, KeyError."""
     tune(opened, listener)
-    if not opened.lent:
+    if not opened.passed_by_manager:
         # A second listen() changes the backlog and nothing else (listen(2)).
         opened.socket.listen(listener.backlog)
     if opened.file is not None:
@@ -198,23 +198,23 @@ def not_passed(address: Address, passed: Mapping[str, list[socket.socket]]) -> s
 def adopt(name: str, fd: int) -> socket.socket:
     """Check a descriptor that was passed, and return it as a socket. Raises ConfigError naming it (sd_is_socket(3))."""
 
-    def wrong(what: str) -> ConfigError:
+    def unusable(what: str) -> ConfigError:
         return ConfigError([Problem("", f"the passed descriptor {fd} ({name}) {what}; a listening stream socket is needed")])
 
     try:
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-            raise wrong("is not a socket")
+            raise unusable("is not a socket")
         # They are passed without close-on-exec, and no child may ever have one.
         os.set_inheritable(fd, False)
     except OSError as error:
-        raise wrong(f"cannot be used: {error.strerror}") from error
+        raise unusable(f"cannot be used: {error.strerror}") from error
     passed = socket.socket(fileno=fd)
     if passed.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
         passed.detach()
-        raise wrong(f"is of family {passed.family}")
+        raise unusable(f"is of family {passed.family}")
     if passed.type != socket.SOCK_STREAM or not passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         passed.detach()
-        raise wrong("does not listen for streams")
+        raise unusable("does not listen for streams")
     return passed
 
 
@@ -230,7 +230,7 @@ def open_unix(path: str, rights: Rights, *, backlog: int, patience: float = 0.0)
     return Opened(listening, path, file)
 
 
-def restored(name: str, part: SocketPart, passed: Mapping[str, list[socket.socket]]) -> Opened:
+def restore_socket(name: str, part: SocketPart, passed: Mapping[str, list[socket.socket]]) -> Opened:
     """Return the listening socket of this name that a part names. Raises ConfigError when the descriptor is none."""
     file = None if part.file is None else (part.file[0], part.file[1])
     if part.lent:
@@ -241,7 +241,7 @@ def restored(name: str, part: SocketPart, passed: Mapping[str, list[socket.socke
     return Opened(listening, part.path, file, part.lent)
 
 
-def connection(fd: int) -> Wire | None:
+def adopt_connection(fd: int) -> Wire | None:
     """Return the connection of a client that a descriptor is, None where the descriptor is none: then nobody waits for anything."""
     try:
         wire = Wire(fileno=fd)

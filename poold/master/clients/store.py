@@ -14,7 +14,7 @@ from poold.address import Scheme
 from poold.log import log
 from poold.master.clients import sockets
 from poold.master.clients.sockets import Opened
-from poold.master.document.part import Part, descriptor
+from poold.master.document.part import Part, check_descriptor
 from poold.settings.config import Listener
 
 PREFIX = "poold-listener-"
@@ -23,7 +23,7 @@ PREFIX = "poold-listener-"
 Notify = Callable[..., object]
 
 
-def mark(listener: Listener, file: tuple[int, int] | None) -> str:
+def store_name(listener: Listener, file: tuple[int, int] | None) -> str:
     """Return the name of a listener in the store: the same for the same socket, whatever of it can be changed on an open one.
 
     A name there is printable ASCII without colons, at most 255 of them (sd_notify(3)); hashlib would cost the master half a megabyte.
@@ -41,7 +41,7 @@ class PassedPart:
     fd: int
 
     def __post_init__(self) -> None:
-        descriptor(self.fd)
+        check_descriptor(self.fd)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Store:
         """Take what was given: names and descriptors. Raises ConfigError for a descriptor that is of no use."""
         self._notify = notify
         self._found: dict[str, socket.socket] = {}
-        self._left = False
+        self._left_to_next = False
         self.passed: dict[str, list[socket.socket]] = {}
         """What the service manager passed for the settings to use, by name."""
         self._sort(given)
@@ -86,7 +86,7 @@ class Store:
         """Return the socket that a `[[listener]]` had under the master before, None if there is none or it is of no use."""
         path = listener.address.path if listener.address.scheme is Scheme.UNIX else ""
         file = _file(path)
-        found = self._found.pop(mark(listener, file), None)
+        found = self._found.pop(store_name(listener, file), None)
         if found is None:
             return None
         found.setblocking(False)
@@ -99,22 +99,22 @@ class Store:
 
     def keep(self, opened: Opened, listener: Listener) -> None:
         """Put a listener of our own into the store; again changes nothing."""
-        if not opened.lent:
-            self._notify(fds=[opened.socket.fileno()], FDSTORE=1, FDNAME=mark(listener, opened.file))
+        if not opened.passed_by_manager:
+            self._notify(fds=[opened.socket.fileno()], FDSTORE=1, FDNAME=store_name(listener, opened.file))
 
     def drop(self, opened: Opened, listener: Listener) -> None:
         """Take a listener out that is about to be closed."""
-        if not opened.lent and not self._left:
-            self._remove(mark(listener, opened.file))
+        if not opened.passed_by_manager and not self._left_to_next:
+            self._remove(store_name(listener, opened.file))
 
     def leave(self) -> None:
         """Leave what the store holds to the next master, whatever this one closes from now on."""
-        self._left = True
+        self._left_to_next = True
 
     def clear(self) -> None:
         """Close what nobody has asked for: settings have changed while there was no master."""
         for name, found in self._found.items():
-            log.info("stored_socket_unused", address=sockets.address(found))
+            log.info("stored_socket_unused", address=sockets.address_of(found))
             self._remove(name)
             found.close()
         self._found.clear()

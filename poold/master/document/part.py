@@ -36,14 +36,14 @@ class Owner(Protocol[P]):
         """Go on from the part that the program before has left. Raises ConfigError, OSError, LookupError."""
 
 
-def within(what: str, value: float | None, low: float, high: float = LARGEST) -> None:
+def check_range(what: str, value: float | None, low: float, high: float = LARGEST) -> None:
     """Raise ValueError where a value is not between these; None is not looked at."""
     # Written so that a NaN is not within anything.
     if value is not None and not low <= value <= high:
         raise ValueError(f"{what} cannot be {value}")
 
 
-def descriptor(value: int | None) -> None:
+def check_descriptor(value: int | None) -> None:
     """Raise ValueError where a value cannot be a descriptor; None is not looked at."""
     # Below are the standard streams.
-    within("a descriptor", value, 3, (1 << 31) - 1)
+    check_range("a descriptor", value, 3, (1 << 31) - 1)

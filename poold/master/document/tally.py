@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from poold.log import log
-from poold.master.document.part import Part, within
+from poold.master.document.part import Part, check_range
 from poold.metrictable import Histogram, MetricType
 from poold.scoreboard import LOG_DROPPED, METRICS, Counters
 
@@ -33,7 +33,7 @@ class HistogramPart:
         if any(math.isnan(bound) for bound in self.bounds):
             raise ValueError("a bound is a number")
         for count in (*self.counts, self.total):
-            within("a count", count, 0)
+            check_range("a count", count, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class TallyPart:
 
     def __post_init__(self) -> None:
         for count in self.counts.values():
-            within("a count", count, 0)
+            check_range("a count", count, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +64,11 @@ class Tally:
 
     def save(self) -> CountersPart:
         """Return what has been counted so far."""
-        return CountersPart(tally=taken(self._counters))
+        return CountersPart(tally=read_tally(self._counters))
 
     def restore(self, part: CountersPart) -> None:
         """Go on counting where the program before has stopped. Raises LookupError."""
-        resume(self._counters, part.tally)
+        load_tally(self._counters, part.tally)
 
 
 def _named_cells(listeners: Sequence[str]) -> Iterator[tuple[str, int]]:
@@ -77,22 +77,22 @@ def _named_cells(listeners: Sequence[str]) -> Iterator[tuple[str, int]]:
         yield from (("/".join((metric.carried, *values)), cell) for values, cell in metric.series(listeners))
 
 
-def taken(counters: Counters) -> TallyPart:
+def read_tally(counters: Counters) -> TallyPart:
     """Return what has been counted so far."""
     listeners = tuple(counters.names)
     return TallyPart(
         listeners=listeners,
         counts={name: counters.cells[cell] for name, cell in _named_cells(listeners)},
-        histograms={name: _read(counters, where) for name, where in _HISTOGRAMS.items()},
+        histograms={name: _read_histogram(counters, histogram) for name, histogram in _HISTOGRAMS.items()},
     )
 
 
-def _read(counters: Counters, where: Histogram) -> HistogramPart:
-    counts = counters.cells[where.first : where.first + len(where.buckets) + 1]
-    return HistogramPart(bounds=where.buckets, counts=tuple(counts), total=counters.cells[where.total])
+def _read_histogram(counters: Counters, histogram: Histogram) -> HistogramPart:
+    counts = counters.cells[histogram.first : histogram.first + len(histogram.buckets) + 1]
+    return HistogramPart(bounds=histogram.buckets, counts=tuple(counts), total=counters.cells[histogram.total])
 
 
-def resume(counters: Counters, tally: TallyPart) -> None:
+def load_tally(counters: Counters, tally: TallyPart) -> None:
     """Go on counting where the program before has stopped. A count that is missing begins at 0.
 
     Raises LookupError when the program before had more listeners' names than there are cells for.
@@ -103,17 +103,17 @@ def resume(counters: Counters, tally: TallyPart) -> None:
         counters.cells[cell] = tally.counts.get(name, 0)
     for name, part in tally.histograms.items():
         if name in _HISTOGRAMS:
-            _write(counters, _HISTOGRAMS[name], part)
+            _load_histogram(counters, _HISTOGRAMS[name], part)
     # The log counts these lines, and `Gauges` copies the count into the cell each turn.
     log.dropped += counters.cells[LOG_DROPPED]
 
 
-def _write(counters: Counters, where: Histogram, part: HistogramPart) -> None:
+def _load_histogram(counters: Counters, histogram: Histogram, part: HistogramPart) -> None:
     """Add counts to the buckets they belong to.
 
     A count whose bound is gone goes to the next wider bucket, so that the number of values stays.
     """
     for bound, count in zip((*part.bounds, float("inf")), part.counts, strict=True):
-        wider = next((index for index, each in enumerate(where.buckets) if bound <= each), len(where.buckets))
-        counters.cells[where.first + wider] += count
-    counters.cells[where.total] = part.total
+        wider = next((index for index, each in enumerate(histogram.buckets) if bound <= each), len(histogram.buckets))
+        counters.cells[histogram.first + wider] += count
+    counters.cells[histogram.total] = part.total

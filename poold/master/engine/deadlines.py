@@ -16,7 +16,7 @@ class Deadline:
         self.callback: Callback | None = callback
 
     @property
-    def ahead(self) -> bool:
+    def pending(self) -> bool:
         """Say whether it is still to come: it has neither fallen due nor been cancelled."""
         return self.callback is not None
 
@@ -24,7 +24,7 @@ class Deadline:
         """Forget it; again or too late does no harm."""
         if self.callback is not None:
             self.callback = None
-            self._heap.cancelled()
+            self._heap.note_cancelled()
 
 
 class Deadlines:
@@ -34,7 +34,7 @@ class Deadlines:
         # Time, order of arrival, deadline: compared without a call, because no two have the same order.
         self._heap: list[tuple[float, int, Deadline]] = []
         self._order = 0
-        self._dead = 0
+        self._cancelled = 0
 
     def at(self, when: float, callback: Callback) -> Deadline:
         """Have `callback` due at `when` (seconds, monotonic)."""
@@ -43,40 +43,40 @@ class Deadlines:
         heapq.heappush(self._heap, (when, self._order, deadline))
         return deadline
 
-    def cancelled(self) -> None:
+    def note_cancelled(self) -> None:
         """Count a cancelled entry, and throw them all out when they are the greater part: most deadlines never fall due."""
-        self._dead += 1
-        if self._dead > 64 and self._dead * 2 > len(self._heap):
+        self._cancelled += 1
+        if self._cancelled > 64 and self._cancelled * 2 > len(self._heap):
             self._heap = [entry for entry in self._heap if entry[2].callback is not None]
             heapq.heapify(self._heap)
-            self._dead = 0
+            self._cancelled = 0
 
     def next_at(self) -> float | None:
         """Return when the next one falls due; None: never."""
         while self._heap and self._heap[0][2].callback is None:
             heapq.heappop(self._heap)
-            self._dead -= 1
+            self._cancelled -= 1
         return self._heap[0][0] if self._heap else None
 
     def shift(self, seconds: float) -> None:
         """Put every deadline off by so much."""
         self._heap = [(at + seconds, order, deadline) for at, order, deadline in self._heap]
 
-    def overdue(self, now: float) -> bool:
+    def any_due(self, now: float) -> bool:
         """Say whether one is due at `now`."""
         at = self.next_at()
         return at is not None and at <= now
 
-    def due(self, now: float) -> Callback | None:
+    def pop_due(self, now: float) -> Callback | None:
         """Take out the next one that is due at `now`, None when there is none.
 
         One at a time, because what one does may cancel the next.
         """
-        if not self.overdue(now):
+        if not self.any_due(now):
             return None
         deadline = heapq.heappop(self._heap)[2]
         callback, deadline.callback = deadline.callback, None
         return callback
 
     def __len__(self) -> int:
-        return len(self._heap) - self._dead
+        return len(self._heap) - self._cancelled

@@ -25,7 +25,7 @@ STALL = 5.0
 ERRORS_MAX = 20
 ERRORS_WINDOW = 10.0
 # How long after an error the loop turns again, though nothing else should happen.
-LOOK_AGAIN = 1.0
+TURN_AFTER_ERROR = 1.0
 
 
 class File(Protocol):
@@ -87,7 +87,7 @@ class Loop:
         if self.holdoff:
             time.sleep(self.holdoff)  # not the selector, which would return at the first word; a few milliseconds
         due_at = self._deadlines.next_at()
-        ready = self._epoll.poll(self._patience(due_at), EVENTS_MAX)
+        ready = self._epoll.poll(self._poll_timeout(due_at), EVENTS_MAX)
         self.woken_at = self.clock()
         idle = not ready
         late = self.woken_at - due_at if due_at is not None else 0.0
@@ -96,61 +96,61 @@ class Loop:
             self._deadlines.shift(late)
             log.warning("stalled", seconds=late)
         if (self._inbox_fd, select.EPOLLIN) in ready:
-            self.guarded(self._take_signals)
+            self.call_guarded(self._take_signals)
             # They may have changed what the rest means.
             ready = self._epoll.poll(0, EVENTS_MAX)
-        self._call(ready)
-        if self._deadlines.overdue(self.woken_at):
+        self._call_ready(ready)
+        if self._deadlines.any_due(self.woken_at):
             # All that has come is heard before anybody is found late: this process may have been stopped on its way here.
-            self._call(self._epoll.poll(0, EVENTS_MAX))
-            while (callback := self._deadlines.due(self.woken_at)) is not None:
-                self.guarded(callback)
+            self._call_ready(self._epoll.poll(0, EVENTS_MAX))
+            while (callback := self._deadlines.pop_due(self.woken_at)) is not None:
+                self.call_guarded(callback)
         elif idle:
-            self.guarded(self._on_idle)
+            self.call_guarded(self._on_idle)
 
-    def _call(self, ready: list[tuple[int, int]]) -> None:
+    def _call_ready(self, ready: list[tuple[int, int]]) -> None:
         for fd, _ in ready:
             # One of those before it may have closed it.
             callback = self._callbacks.get(fd)
             if callback is not None:
-                self.guarded(callback)
+                self.call_guarded(callback)
 
     def _take_signals(self) -> None:
         signals = self._inbox.take()
         if signals:
             self._on_signals(signals)
 
-    def _patience(self, due_at: float | None) -> float | None:
+    def _poll_timeout(self, due_at: float | None) -> float | None:
         if self.eager:
             return 0
         return None if due_at is None else max(0.0, due_at - self.clock())
 
-    def guarded(self, callback: Callback) -> None:
+    def call_guarded(self, callback: Callback) -> None:
         """Call it; an error is logged and counted. Raises InternalError where that was the error, or when there were too many."""
         try:
             callback()
         except Exception as error:
             self.note_error(error)
 
-    def each(self, callbacks: Iterable[Callback]) -> None:
+    def call_each(self, callbacks: Iterable[Callback]) -> None:
         """Call every one of them like that, whatever is raised by any; InternalError after the last."""
         fatal: InternalError | None = None
         for callback in callbacks:
             try:
-                self.guarded(callback)
+                self.call_guarded(callback)
             except InternalError as error:
                 fatal = error
         if fatal is not None:
             raise fatal
 
-    def surely(self, steps: Iterable[Callback]) -> None:
+    def call_each_with_retry(self, steps: Iterable[Callback]) -> None:
         """Take every step of what there is no way back from, whatever is raised by any; one that raises is taken once more.
 
         What had no memory may have it then. So no step may do harm when it is taken twice. InternalError after the last.
         """
-        self.each(partial(self._twice, step) for step in steps)
+        self.call_each(partial(self._call_with_retry, step) for step in steps)
 
-    def _twice(self, step: Callback) -> None:
+    def _call_with_retry(self, step: Callback) -> None:
         try:
             step()
         except Exception as error:
@@ -164,7 +164,7 @@ class Loop:
         self.errors += 1
         try:
             # What is lost with it is found by whoever looks at the facts each turn; there must be one.
-            self.after(LOOK_AGAIN, lambda: None)
+            self.after(TURN_AFTER_ERROR, lambda: None)
             now = self.clock()
             self._error_times = [at for at in self._error_times if now - at < ERRORS_WINDOW] + [now]
             log.error("loop_error", error=type(error).__name__, traceback="".join(traceback.format_exception(error)))

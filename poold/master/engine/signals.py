@@ -37,7 +37,7 @@ class Inbox:
             if number in FATAL or number in JOB_CONTROL:
                 signal.signal(number, signal.SIG_DFL)
             else:
-                signal.signal(number, self._note)
+                signal.signal(number, self._on_signal)
         # By number: where standard error was closed at the start, Python has no object for it.
         faulthandler.enable(2)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -55,7 +55,7 @@ class Inbox:
         """Take signals again, because there is no program after this one; again changes nothing."""
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
-    def _note(self, signum: int, frame: object) -> None:
+    def _on_signal(self, signum: int, frame: object) -> None:
         self._pending.add(signum)
 
     def note(self, signum: int) -> None:

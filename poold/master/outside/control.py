@@ -87,9 +87,9 @@ class Control:
         self._verbs = verbs
         self._opened: Opened | None = None
         self._clients: list[Client] = []
-        self._pausing: Deadline | None = None
+        self._pause_end: Deadline | None = None
         # Its file has gone and could not be made again, which has been said.
-        self._missed = False
+        self._loss_logged = False
         # Answers the client of the program before.
         self._inherited: Reply | None = None
 
@@ -100,18 +100,18 @@ class Control:
         self._watch(opened)
 
     def _watch(self, opened: Opened) -> None:
-        self._pausing = None
+        self._pause_end = None
         try:
             self._loop.watch(opened.socket, partial(self._accept, opened))
         except OSError as error:
             # No memory for it, say. Without another try nobody could ever ask for anything again.
             log.warning("control_refused", error=error.strerror)
-            self._pausing = self._loop.after(PAUSE, partial(self._watch, opened))
+            self._pause_end = self._loop.after(PAUSE, partial(self._watch, opened))
 
     def _pause(self, opened: Opened) -> None:
         """Leave the clients that come alone for a moment."""
         self._loop.forget(opened.socket)
-        self._pausing = self._loop.after(PAUSE, partial(self._watch, opened))
+        self._pause_end = self._loop.after(PAUSE, partial(self._watch, opened))
 
     def _accept(self, opened: Opened) -> None:
         try:
@@ -166,9 +166,9 @@ class Control:
         elif len(line) + len(end) > REQUEST_MAX:
             self._answer(client, refusal(f"the request is longer than {REQUEST_MAX} bytes"))
         elif end:
-            self._take(client, line)
+            self._take_request(client, line)
 
-    def _take(self, client: Client, line: bytes) -> None:
+    def _take_request(self, client: Client, line: bytes) -> None:
         if sum(each.waiting for each in self._clients) >= WAITING_MAX:
             self._answer(client, refusal(f"busy: {WAITING_MAX} others wait for their answers"))
             return
@@ -176,14 +176,14 @@ class Control:
         if client.deadline is not None:
             client.deadline.cancel()
         try:
-            self._ask(client, line, partial(self._answer, client))
+            self._run_verb(client, line, partial(self._answer, client))
         except Exception:
             # Nobody will answer any more: an end, not silence.
             if client in self._clients:
                 self._close(client)
             raise
 
-    def _ask(self, client: Client, line: bytes, reply: Reply) -> None:
+    def _run_verb(self, client: Client, line: bytes, reply: Reply) -> None:
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
@@ -255,23 +255,23 @@ class Control:
         log.debug("control_unanswered", error="it does not read its answer")
         self._close(client)
 
-    def waiting(self, verb: str) -> int | None:
+    def find_waiting(self, verb: str) -> int | None:
         """Return the descriptor of the client who has asked for this and whose answer is being made, None when there is none."""
         return next((client.socket.fileno() for client in self._clients if client.waiting and client.verb == verb), None)
 
     def save(self) -> ControlPart:
         """Return the control socket, and the client who has asked for an upgrade and has no answer yet."""
         assert self._opened is not None
-        return ControlPart(control=self._opened.save(), requester=self.waiting("upgrade"))
+        return ControlPart(control=self._opened.save(), requester=self.find_waiting("upgrade"))
 
     def restore(self, part: ControlPart) -> None:
         """Take over control socket and client of the program before; a socket that is not there is opened anew. Raises ConfigError."""
         try:
-            self.open(sockets.restored("control", part.control, {}))
+            self.open(sockets.restore_socket("control", part.control, {}))
         except ConfigError as error:
             log.error("listener_lost", listener="control", reason=str(error.problems[0]))
             self.open(sockets.open_control(part.control.path, patience=0))
-        asking = sockets.connection(part.requester) if part.requester is not None else None
+        asking = sockets.adopt_connection(part.requester) if part.requester is not None else None
         if asking is not None:
             self._inherited = self.inherit(socket.socket(fileno=asking.detach()), "upgrade")
 
@@ -302,27 +302,27 @@ class Control:
         if former is None:
             return
         if former.reachable():
-            self._missed = False
+            self._loss_logged = False
             return
         try:
             opened = sockets.open_control(former.path, patience=0)
         except ConfigError as error:
-            if not self._missed:
-                self._missed = True
+            if not self._loss_logged:
+                self._loss_logged = True
                 log.warning("control_socket_lost", path=former.path, error=str(error.problems[0]), hint="a reload or a scrape tries again")
             return
         log.warning("control_socket_lost", path=former.path, hint="it was made again")
         for _ in range(CLIENTS_MAX):
             # Who has connected before it was lost.
-            if self._pausing is None:
+            if self._pause_end is None:
                 self._accept(former)
         self._stop_listening(former)
         self.open(opened)
         former.close()
 
     def _stop_listening(self, opened: Opened) -> None:
-        if self._pausing is not None:
-            self._pausing.cancel()
+        if self._pause_end is not None:
+            self._pause_end.cancel()
         self._loop.forget(opened.socket)
 
     def close(self) -> None:
@@ -331,4 +331,4 @@ class Control:
         opened, self._opened = self._opened, None
         if opened is not None:
             steps += [partial(self._stop_listening, opened), opened.close]
-        self._loop.surely(steps)
+        self._loop.call_each_with_retry(steps)

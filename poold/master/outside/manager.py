@@ -26,12 +26,12 @@ class Manager:
         if interval.isdigit() and (not pid or pid == str(os.getpid())):
             self._watchdog = int(interval) / 1_000_000
         self._text = ""
-        self._told = ""
-        self._telling: Deadline | None = None
+        self._sent_text = ""
+        self._next_status: Deadline | None = None
         self._extending: Deadline | None = None
 
     @property
-    def listens(self) -> bool:
+    def present(self) -> bool:
         """Say whether there is somebody who wants to know how it goes."""
         return bool(self._address)
 
@@ -45,14 +45,14 @@ class Manager:
     def ready(self) -> None:
         """Say that a connection would be served, and begin to say that the loop turns."""
         self._notify(READY=1, MAINPID=os.getpid(), STATUS=self._text)
-        self._told = self._text
+        self._sent_text = self._text
         if self._watchdog:
-            self._alive()
+            self._ping_watchdog()
 
-    def _alive(self) -> None:
+    def _ping_watchdog(self) -> None:
         """Tell the watchdog, from a deadline of the loop itself: a loop that does not turn cannot. Twice as often as asked for."""
         self._notify(WATCHDOG=1)
-        self._loop.after(self._watchdog / 2, self._alive)
+        self._loop.after(self._watchdog / 2, self._ping_watchdog)
 
     def reloading(self) -> None:
         """Say that settings are being replaced; `ready_again` must follow (systemd.service(5), Type=notify-reload)."""
@@ -75,12 +75,12 @@ class Manager:
     def status(self, text: str) -> None:
         """Say how it goes, at most once in a while; the last word is always told."""
         self._text = text
-        if self._address and self._telling is None and text != self._told:
-            self._tell()
+        if self._address and self._next_status is None and text != self._sent_text:
+            self._send_status()
 
-    def _tell(self) -> None:
-        self._telling = None
-        if self._text != self._told:
-            self._told = self._text
+    def _send_status(self) -> None:
+        self._next_status = None
+        if self._text != self._sent_text:
+            self._sent_text = self._text
             self._notify(STATUS=self._text)
-            self._telling = self._loop.after(STATUS_EVERY, self._tell)
+            self._next_status = self._loop.after(STATUS_EVERY, self._send_status)

@@ -57,26 +57,26 @@ class Views:
         self._manager = manager
         self._started_at = started_at
         # Sessions and cap, as the title has them.
-        self._titled = (-1, 0)
+        self._shown_load = (-1, 0)
 
     def show(self) -> None:
         """Show how it goes: in this process's title, and to the service manager."""
         load = self._load()
-        if load != self._titled:
-            self._titled = load
+        if load != self._shown_load:
+            self._shown_load = load
             set_title(f"master [{load[0]}/{load[1]}]")
-        if self._life.phase is not Phase.STARTING and self._manager.listens:
-            self._manager.status(self._line())
+        if self._life.phase is not Phase.STARTING and self._manager.present:
+            self._manager.status(self._status_line())
 
     def show_ready(self) -> None:
         """Tell the service manager that clients are served from now on."""
-        self._manager.status(self._line())
+        self._manager.status(self._status_line())
         self._manager.ready()
 
     def _load(self) -> tuple[int, int]:
         return len(self._sessions.open), self._current.config.pool.max_children
 
-    def _line(self) -> str:
+    def _status_line(self) -> str:
         """Return how it goes, in one line."""
         sessions, cap = self._load()
         text = f"{sessions}/{cap} sessions, {len(self._handover.spares)} spares"
@@ -103,11 +103,11 @@ class Views:
     def view(self, request: dict[str, Any], reply: Reply) -> None:
         """Answer with counters and rows; with `statuses`, a JSON object of texts by session comes with them."""
         if request.get("statuses"):
-            self._activities.gather(self._loop, self._table, partial(self._gathered, reply))
+            self._activities.gather(self._loop, self._table, partial(self._answer_with_statuses, reply))
         else:
             reply(Answer(self.about(), self._memories.views))
 
-    def _gathered(self, reply: Reply, texts: dict[int, str]) -> None:
+    def _answer_with_statuses(self, reply: Reply, texts: dict[int, str]) -> None:
         try:
             statuses = memory_file("statuses", json.dumps(texts).encode())
         except OSError as error:
