@@ -1,4 +1,4 @@
-"""Carries the counters from one program to the next, by name.
+"""Carries the counters from one program of the master to the next, by name.
 
 Another version may keep a counter in another cell.
 
@@ -51,34 +51,37 @@ class TallyPart:
 
 @dataclass(frozen=True, kw_only=True)
 class CountersPart(Part):
-    """What has been counted."""
+    """The counters."""
 
     tally: TallyPart
 
 
 class Tally:
-    """Saves and restores what has been counted."""
+    """Saves and restores the counters."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
 
     def save(self) -> CountersPart:
-        """Return what has been counted so far."""
+        """Return the counters as of this moment."""
         return CountersPart(tally=read_tally(self._counters))
 
     def restore(self, part: CountersPart) -> None:
-        """Go on counting where the program before has stopped. Raises LookupError."""
+        """Begin counting at the numbers that the previous program has reached.
+
+        Raises LookupError.
+        """
         load_tally(self._counters, part.tally)
 
 
 def _named_cells(listeners: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Yield name and cell of each figure that is carried, but for those of histograms."""
+    """Yield name and cell of each figure that is carried, except those of histograms."""
     for metric in _COUNTED:
         yield from (("/".join((metric.carried, *values)), cell) for values, cell in metric.series(listeners))
 
 
 def read_tally(counters: Counters) -> TallyPart:
-    """Return what has been counted so far."""
+    """Return the counters as of this moment."""
     listeners = tuple(counters.names)
     return TallyPart(
         listeners=listeners,
@@ -93,9 +96,9 @@ def _read_histogram(counters: Counters, histogram: Histogram) -> HistogramPart:
 
 
 def load_tally(counters: Counters, tally: TallyPart) -> None:
-    """Go on counting where the program before has stopped. A count that is missing begins at 0.
+    """Begin counting at the numbers in `tally`. A count that is missing begins at 0.
 
-    Raises LookupError when the program before had more listeners' names than there are cells for.
+    Raises LookupError when the previous program had more listeners' names than there are cells for.
     """
     for name in tally.listeners:
         counters.listener(name)
@@ -109,9 +112,10 @@ def load_tally(counters: Counters, tally: TallyPart) -> None:
 
 
 def _load_histogram(counters: Counters, histogram: Histogram, part: HistogramPart) -> None:
-    """Add counts to the buckets they belong to.
+    """Add counts to the buckets to which the counts belong.
 
-    A count whose bound is gone goes to the next wider bucket, so that the number of values stays.
+    A bucket of the previous program may be missing here. That bucket's count goes to the next wider
+    bucket, so that the number of values stays.
     """
     for bound, count in zip((*part.bounds, float("inf")), part.counts, strict=True):
         wider = next((index for index, each in enumerate(histogram.buckets) if bound <= each), len(histogram.buckets))
