@@ -1,7 +1,7 @@
-"""Opens listening sockets, or checks the ones that were passed; no policy.
+"""Opens listening sockets and checks passed ones. The decisions are made elsewhere.
 
-Every one is non-blocking, because a client may leave between the readiness and the accept (accept(2)). What concerns the file of a
-unix socket is `poold.master.clients.socketfile`'s.
+Every listening socket is non-blocking, because a client may leave between the readiness and the
+accept (accept(2)). `poold.master.clients.socketfile` handles the files of unix sockets.
 """
 
 import grp
@@ -24,7 +24,11 @@ from poold.settings.config import Listener
 
 @dataclass(frozen=True, slots=True)
 class SocketPart:
-    """A listening socket, and the file that is its own (device, inode)."""
+    """A listening socket in the state document.
+
+    `file` is the identity of the socket's own file (device, inode). `lent` says that the service
+    manager has passed the socket. Masters of other versions read and write this name.
+    """
 
     fd: int
     path: str = ""
@@ -39,9 +43,11 @@ class SocketPart:
 
 @dataclass(slots=True)
 class Opened:
-    """A listening socket; `file` says which file on disk is its own (device, inode), None if there is none to remove.
+    """A listening socket.
 
-    A `lent` one was passed by the service manager: it stays open, for settings to come, and its queue is not ours to end.
+    `file` is the identity of the file that belongs to the socket (device, inode), or None for no
+    file. A socket that is `passed_by_manager` comes from the service manager. poold keeps that
+    socket open for later settings, and does not empty its queue.
     """
 
     socket: socket.socket
@@ -50,15 +56,18 @@ class Opened:
     passed_by_manager: bool = False
 
     def reachable(self) -> bool:
-        """Say whether clients still find it: its file may have been removed or replaced."""
+        """Say whether clients still find the socket. The file may be gone or replaced."""
         return self.file is None or socketfile.file_in_place(self.path, self.file)
 
     def save(self) -> SocketPart:
-        """Return what the next program must know of it."""
+        """Return what the next program must know about the socket."""
         return SocketPart(self.socket.fileno(), self.path, self.file, self.passed_by_manager)
 
     def close(self) -> None:
-        """Close it, unless it is lent, and remove its file if that is still its own; again changes nothing."""
+        """Close the socket and remove the socket's own file.
+
+        A socket that the service manager has passed stays open. Calling this again changes nothing.
+        """
         if self.passed_by_manager:
             return
         if self.file is not None:
@@ -68,9 +77,11 @@ class Opened:
 
 
 def open_listener(listener: Listener, passed: Mapping[str, list[socket.socket]], *, patience: float = 0.0) -> list[Opened]:
-    """Open what a `[[listener]]` asks for; only a service manager may have passed several. Raises ConfigError naming the address.
+    """Open the sockets of a `[[listener]]`.
 
-    `patience` is how many seconds another poold may be making the same socket file.
+    Only a service manager may have passed several sockets for one listener. `patience` is how many
+    seconds to wait for another poold that makes the same socket file. Raises ConfigError with the
+    address.
     """
     address = listener.address
     try:
@@ -96,7 +107,10 @@ def _open_unix_listener(listener: Listener, patience: float) -> Opened:
 
 
 def _rights(listener: Listener) -> Rights:
-    """Return what a listener's socket file is to have. Raises KeyError for an owner or group that there is none of."""
+    """Return the rights of a listener's socket file.
+
+    Raises KeyError for an owner or group that does not exist.
+    """
     owner, group = listener.owner, listener.group
     uid = -1 if owner is None else int(owner) if owner.isdigit() else pwd.getpwnam(owner).pw_uid
     gid = -1 if group is None else int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
@@ -104,7 +118,7 @@ def _rights(listener: Listener) -> Rights:
 
 
 def open_metrics(address: Address) -> Opened:
-    """Open the metrics listener. Raises ConfigError naming the address."""
+    """Open the metrics listener. Raises ConfigError with the address."""
     try:
         return Opened(_bound(address.host, address.port, backlog=64))
     except OSError as error:
@@ -112,7 +126,7 @@ def open_metrics(address: Address) -> Opened:
 
 
 def open_control(path: str, *, patience: float) -> Opened:
-    """Open the control socket. Raises ConfigError naming the path."""
+    """Open the control socket. Raises ConfigError with the path."""
     try:
         return open_unix(path, Rights(0o600), backlog=64, patience=patience)
     except OSError as error:
@@ -120,7 +134,7 @@ def open_control(path: str, *, patience: float) -> Opened:
 
 
 def address_of(listening: socket.socket) -> str:
-    """Return where a socket listens, as the settings would write it."""
+    """Return the address at which a socket listens, in the form of the settings."""
     name = listening.getsockname()
     if listening.family == socket.AF_UNIX:
         return str(Address(Scheme.UNIX, path=name if isinstance(name, str) else name.decode("utf-8", "replace")))
@@ -128,12 +142,15 @@ def address_of(listening: socket.socket) -> str:
 
 
 def somaxconn() -> int | None:
-    """Return what the kernel cuts every backlog to, None where it does not say (ProcSubset=pid hides it)."""
+    """Return the limit to which the kernel cuts every backlog.
+
+    Return None where the kernel does not tell (ProcSubset=pid hides the file).
+    """
     try:
         with open("/proc/sys/net/core/somaxconn", encoding="ascii") as file:
             return int(file.read())
     except OSError:
-        # Not worth a start: the backlog is what it is.
+        # Without the limit only a warning is left out, so the start goes on.
         return None
 
 
@@ -143,7 +160,8 @@ def _bound(host: str, port: int, *, backlog: int, freebind: bool = False, interf
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # Said either way, because the default is the system's (ipv6(7), bindv6only); only [::] is for IPv4 too.
+            # The option is set either way, because the default is the system's (ipv6(7),
+            # bindv6only). Only [::] is for IPv4 as well.
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
         if freebind:
             listening.setsockopt(socket.SOL_IP, 15, 1)  # IP_FREEBIND (ip(7)), which the module socket does not name
@@ -163,7 +181,10 @@ def _open_tcp_listener(listener: Listener) -> socket.socket:
 
 
 def tune(opened: Opened, listener: Listener) -> None:
-    """Set what accepted sockets inherit from their listener (tcp(7)). Raises OSError."""
+    """Set the options that accepted sockets inherit from their listener (tcp(7)).
+
+    Raises OSError.
+    """
     listening = opened.socket
     if listening.family == socket.AF_UNIX:
         return
@@ -178,7 +199,7 @@ def tune(opened: Opened, listener: Listener) -> None:
 
 
 def retune(opened: Opened, listener: Listener) -> None:
-    """Change an open listener to other settings of the same address. Raises OSError, KeyError."""
+    """Give an open listener other settings for the same address. Raises OSError, KeyError."""
     tune(opened, listener)
     if not opened.passed_by_manager:
         # A second listen() changes the backlog and nothing else (listen(2)).
@@ -188,7 +209,10 @@ def retune(opened: Opened, listener: Listener) -> None:
 
 
 def not_passed(address: Address, passed: Mapping[str, list[socket.socket]]) -> str:
-    """Say that the service manager has not passed what an address asks for; "" if it has, or the address asks for nothing of it."""
+    """Return why a `systemd://` address cannot be used: the socket was not passed.
+
+    Return "" where the service manager has passed the socket, and for any other address.
+    """
     if address.scheme is not Scheme.SYSTEMD or address.name in passed:
         return ""
     known = ", ".join(sorted(passed)) or "none"
@@ -196,7 +220,10 @@ def not_passed(address: Address, passed: Mapping[str, list[socket.socket]]) -> s
 
 
 def adopt(name: str, fd: int) -> socket.socket:
-    """Check a descriptor that was passed, and return it as a socket. Raises ConfigError naming it (sd_is_socket(3))."""
+    """Check a passed descriptor and return the listening socket.
+
+    Raises ConfigError with the descriptor's number and name (sd_is_socket(3)).
+    """
 
     def unusable(what: str) -> ConfigError:
         return ConfigError([Problem("", f"the passed descriptor {fd} ({name}) {what}; a listening stream socket is needed")])
@@ -204,7 +231,7 @@ def adopt(name: str, fd: int) -> socket.socket:
     try:
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
             raise unusable("is not a socket")
-        # They are passed without close-on-exec, and no child may ever have one.
+        # Passed descriptors come without close-on-exec, and no child may ever get one.
         os.set_inheritable(fd, False)
     except OSError as error:
         raise unusable(f"cannot be used: {error.strerror}") from error
@@ -219,7 +246,10 @@ def adopt(name: str, fd: int) -> socket.socket:
 
 
 def open_unix(path: str, rights: Rights, *, backlog: int, patience: float = 0.0) -> Opened:
-    """Listen on a socket file of these rights. Raises OSError; EADDRINUSE where another process has its socket there."""
+    """Listen on a socket file of these rights.
+
+    Raises OSError, with EADDRINUSE where another process has a socket bound to the file.
+    """
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         file = socketfile.make(listening, path, rights, patience=patience)
@@ -231,7 +261,10 @@ def open_unix(path: str, rights: Rights, *, backlog: int, patience: float = 0.0)
 
 
 def restore_socket(name: str, part: SocketPart, passed: Mapping[str, list[socket.socket]]) -> Opened:
-    """Return the listening socket of this name that a part names. Raises ConfigError when the descriptor is none."""
+    """Return the listening socket that a part names. `name` is the listener's name.
+
+    Raises ConfigError when the descriptor is no listening socket.
+    """
     file = None if part.file is None else (part.file[0], part.file[1])
     if part.lent:
         listening = next(each for several in passed.values() for each in several if each.fileno() == part.fd)
@@ -242,7 +275,11 @@ def restore_socket(name: str, part: SocketPart, passed: Mapping[str, list[socket
 
 
 def adopt_connection(fd: int) -> Wire | None:
-    """Return the connection of a client that a descriptor is, None where the descriptor is none: then nobody waits for anything."""
+    """Return the client's connection with this descriptor.
+
+    Return None, and log an error, where the descriptor is no connection. No client waits on that
+    descriptor then.
+    """
     try:
         wire = Wire(fileno=fd)
         if wire.type != socket.SOCK_STREAM or wire.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
