@@ -1,7 +1,7 @@
-"""Keeps the exporter: starts one, answers its questions, and starts another one when it has died.
+"""Keeps the exporter: starts one, answers its questions, and starts another when one has died.
 
-On its lifeline the exporter asks a question before each scrape. The master then measures what it
-does not count all the time: its own process's figures and the lengths of the kernel's queues. The
+On its lifeline the exporter asks a question before each scrape. The master then measures the
+figures that the master does not count: those of its own process and of the kernel's queues. The
 master publishes the counters and answers. For this reason an idle master never wakes by itself. A
 master that does not answer has a loop that does not turn.
 

@@ -114,7 +114,7 @@ class Loop:
         idle = not ready
         late = self.woken_at - due_at if due_at is not None else 0.0
         if late > STALL:
-            # This process did not run, because it was stopped or suspended. Children and clients
+            # This process did not run, being stopped or suspended. Children and clients
             # had no chance to meet their deadlines.
             self._deadlines.shift(late)
             log.warning("stalled", seconds=late)
