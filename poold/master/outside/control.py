@@ -23,8 +23,7 @@ from poold.master.engine.deadlines import Callback, Deadline
 from poold.master.engine.loop import Loop
 from poold.rpc import ANSWER_MAX, REQUEST_MAX
 
-# The most clients that have not sent a request or do not read their answer. For one more, the
-# oldest is closed.
+# The most clients without a request, or with an unread answer. The oldest gives way.
 CLIENTS_MAX = 8
 # The most clients whose answers are being made.
 WAITING_MAX = 64
@@ -59,7 +58,7 @@ class Client:
     socket: socket.socket
     request: bytes = b""
     deadline: Deadline | None = None
-    # The client's verb once there is a request, "" before. `waiting`: the answer is being made.
+    # The client's verb once there is a request. `waiting`: the answer is being made.
     verb: str = ""
     waiting: bool = False
     # The bytes of the answer that the client has not read yet.
@@ -84,10 +83,7 @@ class Control:
     """Serves the control socket."""
 
     def __init__(self, *, loop: Loop, verbs: Mapping[str, Verb]) -> None:
-        """Map each name of a verb to the function that answers the verb.
-
-        No client is served before `open`.
-        """
+        """Map verbs to the functions that answer. No client is served before `open`."""
         self._loop = loop
         self._verbs = verbs
         self._opened: Opened | None = None
@@ -109,8 +105,7 @@ class Control:
         try:
             self._loop.watch(opened.socket, partial(self._accept, opened))
         except OSError as error:
-            # The kernel may have no memory for the watch. Without another try no client could be
-            # served any more.
+            # There may be no memory. Without another try no client could be served any more.
             log.warning("control_refused", error=error.strerror)
             self._pause_end = self._loop.after(PAUSE, partial(self._watch, opened))
 
@@ -203,10 +198,7 @@ class Control:
         self._verbs[verb](request, reply)
 
     def _answer(self, client: Client, answer: Answer) -> None:
-        """Send an answer with its descriptors.
-
-        What finds no room in the socket's buffer is sent when the client reads.
-        """
+        """Send an answer. What finds no room in the socket's buffer is sent later."""
         if client not in self._clients or client.unsent:
             # The client does not wait for this answer, or has had another answer.
             return
@@ -236,10 +228,7 @@ class Control:
         return False
 
     def _send_later(self, client: Client, unsent: bytes) -> None:
-        """Send the rest of an answer whenever the client's socket has room.
-
-        The client has `CLIENT_SECONDS` to read the rest. Raises OSError.
-        """
+        """Send the rest as there is room, for at most `CLIENT_SECONDS`. Raises OSError."""
         client.unsent = unsent
         self._loop.forget(client.socket)
         self._loop.watch(client.socket, partial(self._send, client), writable=True)
@@ -268,10 +257,7 @@ class Control:
         self._close(client)
 
     def find_waiting(self, verb: str) -> int | None:
-        """Return the descriptor of a client whose request with this verb is being answered.
-
-        Return None where there is no such client.
-        """
+        """Return the descriptor of a client that waits for an answer to this verb, or None."""
         return next((client.socket.fileno() for client in self._clients if client.waiting and client.verb == verb), None)
 
     def save(self) -> ControlPart:
@@ -294,10 +280,7 @@ class Control:
             self._inherited = self.inherit(socket.socket(fileno=asking.detach()), "upgrade")
 
     def inherit(self, accepted: socket.socket, verb: str) -> Reply:
-        """Take over a client that the previous program has not answered.
-
-        Return the function that answers the client.
-        """
+        """Take over a client of the previous program, and return what answers that client."""
         accepted.setblocking(False)
         client = Client(accepted, verb=verb, waiting=True)
         self._loop.watch(accepted, partial(self._read, client))
@@ -318,10 +301,7 @@ class Control:
         client.socket.close()
 
     def renew(self) -> None:
-        """Make the socket file again if the file was removed or replaced.
-
-        Without the file no client could connect.
-        """
+        """Make a lost socket file again. Without the file no client could connect."""
         former = self._opened
         if former is None:
             return
