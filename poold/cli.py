@@ -1,7 +1,7 @@
-"""The command line: one function a command. Each returns an exit status.
+"""The command line: one function for each command. Each returns an exit status.
 
-All that is printed goes through `say`: a peer, a handler, a file's name or a variable may have had its part in it, and somebody's terminal
-would obey.
+All output goes through `say`. A peer, a handler, a file's name or a variable may have put control
+characters into a text, and a terminal would obey these.
 """
 
 import argparse
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from poold.master.engine.signals import Inbox
 
-# A command waits for a reload or an upgrade as long as its parts may take: the trial, the handler's import, the exporter's start.
+# A command waits for a reload or an upgrade as long as the trial, the handler's import and the
+# exporter's start may take together.
 RELOAD_SECONDS = 900.0
 ASK_SECONDS = 10.0
 EXAMPLE_HELP = "print a settings file with every key and its default"
@@ -41,13 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has had enough (`poold ps | head`); what is still buffered has nowhere to go.
+        # The reader of the output has closed the pipe (`poold ps | head`). The rest in the buffer
+        # goes to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return ExitCode.OK
 
 
 def say(text: object, *, to: TextIO | None = None) -> None:
-    """Print lines on standard output, or where asked to, and nothing that a terminal would obey."""
+    """Print lines on standard output or on `to`, without anything that a terminal would obey."""
     print(_encodable(escaped(str(text)), sys.stdout if to is None else to), file=to)
 
 
@@ -66,14 +68,17 @@ def _show_traceback(kind: type[BaseException], error: BaseException, where: Trac
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with arguments, which may be anything."""
+    """Prints messages about arguments, which may be any text."""
 
     def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
         super()._print_message(_encodable(escaped(message), sys.stderr), file)
 
 
 def keep_standard_streams() -> None:
-    """Have something on 0, 1 and 2: a connection that became descriptor 1 would receive what anybody prints."""
+    """Open /dev/null for each of the descriptors 0, 1 and 2 that is closed.
+
+    Otherwise a connection could become descriptor 1, and its client would get what is printed.
+    """
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
@@ -89,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, command: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
         added.set_defaults(command=command)
-        # Not a default of its own: that would undo a -c before the command.
+        # SUPPRESS and not a default, which would undo a -c before the command.
         added.add_argument("-c", dest="file", metavar="FILE", default=argparse.SUPPRESS, help="the settings file")
         return added
 
@@ -113,20 +118,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the master in the foreground until it is told to stop."""
+    """Run the master in the foreground until the master is told to stop."""
     from poold import sandbox, systemd
     from poold.master.engine.signals import Inbox
     from poold.stream import install
 
     sandbox.forbid_inspection()
-    # What this process prints itself must not hold it up either.
+    # A full pipe must not block what this process prints itself.
     install()
     origin = {key: value for key, value in os.environ.items() if not key.startswith("LISTEN_")}
     try:
         passed = systemd.listen_fds(os.environ)
     except ConfigError as error:
         return _refuse(error)
-    # Early: a signal that comes while the rest is loaded is acted on when there is somebody to act.
+    # The inbox is opened early: signals that come while the rest is loaded are noted, and the
+    # master acts on them later.
     systemd.inherit_nothing()
     inbox = Inbox()
     inbox.open()
@@ -134,12 +140,13 @@ def run(arguments: argparse.Namespace) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
-    # Not through the interpreter's own end, which gives signals their default dispositions back before the process is gone.
+    # os._exit and not the interpreter's own end, which sets signals to their default dispositions
+    # before the process is gone.
     os._exit(code)
 
 
 def _run(arguments: argparse.Namespace, inbox: "Inbox", passed: list[tuple[str, int]], origin: dict[str, str]) -> int:
-    # Not needed by the commands that only ask.
+    # The other commands do not need these modules.
     from poold.master.current import Current
     from poold.master.main import Master
     from poold.settings import config, file
@@ -149,7 +156,7 @@ def _run(arguments: argparse.Namespace, inbox: "Inbox", passed: list[tuple[str, 
         found, text, warnings = file.find(arguments.file, os.environ)
         verdict = judge_in_fork(text, found, environ=os.environ, signals=inbox)
         if verdict is None:
-            # It was told to, and nothing has been opened or started that would have to be closed or ended.
+            # A signal has asked for the end. No socket is open and no child runs yet.
             log.info("stopped", exit_status=int(ExitCode.OK))
             return ExitCode.OK
         if "problems" in verdict:
@@ -159,12 +166,13 @@ def _run(arguments: argparse.Namespace, inbox: "Inbox", passed: list[tuple[str, 
         if settings.control.socket is None:
             file.make_control_folder(control, os.geteuid())
         log.configure(format=settings.log.format, level=settings.log.level)
-        # A file that was named is cautioned against by both.
+        # Search and judging both warn about a file that was named.
         warnings = tuple(dict.fromkeys((*warnings, *verdict["warnings"])))
         for warning in warnings:
             log.warning("settings_warning", message=warning)
         log.info("settings_read", file=found or "built-in defaults")
-        # From here on nothing depends on where it was started, or on who may write there.
+        # From here on nothing depends on the folder in which poold was started, or on the rights to
+        # that folder.
         os.chdir("/")
         os.umask(0o077)
         return Master(
@@ -222,7 +230,10 @@ def _refuse(error: ConfigError | OSError | LookupError) -> int:
 
 
 def _places(arguments: argparse.Namespace) -> list[Path]:
-    """Return where the daemon may be listening: as told, as set, or wherever one does by default."""
+    """Return the paths at which the daemon may listen.
+
+    These are the path of --socket, the path of the settings, or the default candidates.
+    """
     if arguments.socket is not None:
         return [arguments.socket]
     from poold.settings import file as settings
@@ -233,14 +244,15 @@ def _places(arguments: argparse.Namespace) -> list[Path]:
         file, text, _ = settings.find(arguments.file, os.environ)
         chosen = judge.load(text, file).control.socket
     except ConfigError as error:
-        # The daemon runs with what it read before; it may be where one is by default, and say more about them.
+        # The daemon runs with the settings of its last start or reload, and may listen at a default
+        # path.
         _refuse(error)
         return candidates
     return [Path(chosen)] if chosen is not None else candidates
 
 
-def _call(arguments: argparse.Namespace, request: dict[str, object], *, seconds: float) -> dict[str, Any] | None:
-    """Ask the daemon; None when nobody answers, which has been said by then."""
+def _ask_daemon(arguments: argparse.Namespace, request: dict[str, object], *, seconds: float) -> dict[str, Any] | None:
+    """Ask the daemon. Return None where no daemon answers, which has been printed then."""
     from poold import rpc
 
     try:
@@ -257,29 +269,29 @@ def _call(arguments: argparse.Namespace, request: dict[str, object], *, seconds:
 
 
 def reload(arguments: argparse.Namespace) -> int:
-    """Ask for a reload and tell how it went."""
+    """Ask for a reload and print the result."""
     from poold import report
 
-    answer = _call(arguments, {"verb": "reload", "dry_run": arguments.dry_run}, seconds=RELOAD_SECONDS)
+    answer = _ask_daemon(arguments, {"verb": "reload", "dry_run": arguments.dry_run}, seconds=RELOAD_SECONDS)
     if answer is None:
         return ExitCode.UNREACHABLE
     return _result(answer, report.reloaded)
 
 
 def upgrade(arguments: argparse.Namespace) -> int:
-    """Ask for an upgrade and tell how it went."""
+    """Ask for an upgrade and print the result."""
     from poold import report
 
-    answer = _call(arguments, {"verb": "upgrade"}, seconds=RELOAD_SECONDS)
+    answer = _ask_daemon(arguments, {"verb": "upgrade"}, seconds=RELOAD_SECONDS)
     if answer is None:
         return ExitCode.UNREACHABLE
     return _result(answer, report.upgraded)
 
 
-def _result(answer: dict[str, Any], told: Callable[[dict[str, Any]], str]) -> int:
-    """Print what became of a reload or an upgrade."""
+def _result(answer: dict[str, Any], sentence: Callable[[dict[str, Any]], str]) -> int:
+    """Print the result of a reload or an upgrade."""
     if answer["ok"]:
-        say(told(answer))
+        say(sentence(answer))
         return ExitCode.OK
     for line in answer.get("problems", [answer["error"]]):
         complain(f"poold: {answer['file'] + ': ' if 'file' in answer else ''}{line}")
@@ -287,10 +299,10 @@ def _result(answer: dict[str, Any], told: Callable[[dict[str, Any]], str]) -> in
 
 
 def stop(arguments: argparse.Namespace) -> int:
-    """End the daemon and wait until it is gone."""
+    """End the daemon and wait until the daemon is gone."""
     from poold import report
 
-    answer = _call(arguments, {"verb": "stop", "now": arguments.now}, seconds=ASK_SECONDS)
+    answer = _ask_daemon(arguments, {"verb": "stop", "now": arguments.now}, seconds=ASK_SECONDS)
     if answer is None:
         return ExitCode.UNREACHABLE
     report.watch_end(_places(arguments), int(answer["pid"]))
@@ -298,16 +310,16 @@ def stop(arguments: argparse.Namespace) -> int:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Show one screen."""
-    return _ask(arguments, "status")
+    """Print one screen with the daemon's state."""
+    return _show_view(arguments, "status")
 
 
 def ps(arguments: argparse.Namespace) -> int:
-    """Show the child table."""
-    return _ask(arguments, "ps")
+    """Print the child table."""
+    return _show_view(arguments, "ps")
 
 
-def _ask(arguments: argparse.Namespace, what: str) -> int:
+def _show_view(arguments: argparse.Namespace, what: str) -> int:
     from poold import report
     from poold.rpc import UnreachableError
 

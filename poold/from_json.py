@@ -2,8 +2,8 @@
 
 The types are int, float, str, bool, enumerations of str, `Address`, `X | None`, `tuple[X, ...]`,
 `dict[str, X]`, Any, and dataclasses of these. A value of another type is refused and never
-converted; only an int where a float is declared becomes one, because JSON does not tell them apart.
-A `__post_init__` refuses values by ValueError.
+converted. Only an int becomes a float where a float is declared, because JSON does not tell them
+apart. A `__post_init__` refuses values by ValueError.
 
 The state document and the settings cross to the master in this way, because the master has no
 pydantic.

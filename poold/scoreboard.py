@@ -187,7 +187,7 @@ def shared_memory(name: str, size: int) -> int:
 
 
 def seal(fd: int) -> None:
-    """Let no later mapping write, and let nobody resize the file.
+    """Forbid later mappings that write, and changes of the size of the file.
 
     A process with a read-only descriptor could otherwise open the file for writing through /proc.
     """
@@ -195,7 +195,7 @@ def seal(fd: int) -> None:
 
 
 def keep_size(fd: int, more: int = 0) -> None:
-    """Let nobody resize the file, nor add a seal but `more`.
+    """Forbid changes of the size of the file, and every further seal except `more`.
 
     A process that touches a mapped page behind the file's end dies (mmap(2), SIGBUS).
     """

@@ -273,7 +273,7 @@ def test_a_client_that_does_not_read(bench: Bench, monkeypatch: pytest.MonkeyPat
             bench.turn(3)
             assert bench.known() <= control.CLIENTS_MAX + 1
         # An upgrade would answer the client that waits for it, never one of these.
-        assert bench.control.waiting("view") is None
+        assert bench.control.find_waiting("view") is None
         eventually(lambda: (bench.turn(), bench.known() == 0)[1], "they are let go")
 
 

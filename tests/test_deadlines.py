@@ -33,7 +33,7 @@ class Diary:
 
     def run(self, now: float) -> list[str]:
         """Do what is due, and return all names so far."""
-        while (callback := self.deadlines.due(now)) is not None:
+        while (callback := self.deadlines.pop_due(now)) is not None:
             callback()
         return self.called
 
@@ -69,11 +69,11 @@ def test_deadlines(case: str) -> None:
     for name in cancelled:
         diary.cancel(name)
     diary.deadlines.shift(later)
-    assert diary.deadlines.overdue(now) is bool(called)
+    assert diary.deadlines.any_due(now) is bool(called)
     assert "".join(diary.run(now)) == called
     assert diary.deadlines.next_at() == following
     assert len(diary.deadlines) == len(times) - len(called) - len(set(cancelled))
-    assert not diary.deadlines.overdue(now)
+    assert not diary.deadlines.any_due(now)
 
 
 def test_one_that_is_done_may_cancel_the_next() -> None:
@@ -117,7 +117,7 @@ def test_any_deadlines(entries: list[tuple[float, bool]], now: float) -> None:
     kept = [(at, number) for number, (at, cancel) in enumerate(entries) if not cancel]
     assert len(deadlines) == len(kept)
     assert deadlines.next_at() == (min(kept)[0] if kept else None)
-    while (callback := deadlines.due(now)) is not None:
+    while (callback := deadlines.pop_due(now)) is not None:
         callback()
     assert called == [number for at, number in sorted(kept) if at <= now]
     assert len(deadlines) == len([at for at, _ in kept if at > now])

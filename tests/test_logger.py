@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from poold.log import LINE_MAX, RECORD, Log
 from poold.logger.lines import PIECE_MAX, LineBuffer
 from poold.logger.records import EVENTS, FIELDS, LineLog, record_output, record_own
-from poold.master.children.streams import reopened
+from poold.master.children.streams import reopen
 from tests.childkit import mold_of
 from tests.faultkit import Pipe, ended, terminated, traced
 from tests.needs import needs_root, needs_strace
@@ -590,7 +590,7 @@ def test_reopening(tmp_path: Path) -> None:
     """A pipe is opened anew for writing alone also when nobody reads it, without waiting."""
     reader, writer = os.pipe()
     os.close(reader)
-    opened = reopened(writer)
+    opened = reopen(writer)
     flags = int(Path(f"/proc/self/fdinfo/{opened}").read_text().split()[3], 8)
     assert flags & (os.O_ACCMODE | os.O_NONBLOCK) == os.O_WRONLY
     os.close(opened)

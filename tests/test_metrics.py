@@ -155,20 +155,20 @@ def test_status_is_as_in_the_first_release(daemon_view: DaemonView) -> None:
 def test_names_in_the_state_document_are_kept(counters: Counters) -> None:
     """Each name in a recorded document is written, so that the version before can read it, and its figure goes on."""
     recorded = STATE["tally"]
-    written = tally.taken(counters)
+    written = tally.read_tally(counters)
     others = {f"accepted/{name}" for name in recorded["listeners"]}
     assert set(recorded["counts"]) - others <= set(written.counts)
     assert set(recorded["histograms"]) <= set(written.histograms)
     fresh = Counters()
-    tally.resume(fresh, TallyPart(listeners=tuple(recorded["listeners"]), counts=recorded["counts"]))
-    assert recorded["counts"].items() <= tally.taken(fresh).counts.items()
+    tally.load_tally(fresh, TallyPart(listeners=tuple(recorded["listeners"]), counts=recorded["counts"]))
+    assert recorded["counts"].items() <= tally.read_tally(fresh).counts.items()
     fresh.close()
 
 
 def test_every_counter_is_carried(counters: Counters) -> None:
     """Every figure of a counter or histogram is the next program's, but for the CPU time, which the kernel goes on counting."""
     after = Counters()
-    tally.resume(after, tally.taken(counters))
+    tally.load_tally(after, tally.read_tally(counters))
     for metric in METRICS:
         if metric.type is not MetricType.GAUGE and metric.name != "process_cpu_seconds_total":
             size = len(LISTENERS) if metric.labels.values is None else metric.labels.size
@@ -180,8 +180,8 @@ def test_every_counter_is_carried(counters: Counters) -> None:
 
 def test_a_count_that_the_document_lacks_begins_at_nothing(counters: Counters) -> None:
     """A counter that the program before did not have begins at 0."""
-    tally.resume(counters, TallyPart())
-    assert set(tally.taken(counters).counts.values()) == {0}
+    tally.load_tally(counters, TallyPart())
+    assert set(tally.read_tally(counters).counts.values()) == {0}
 
 
 def test_no_name_is_taken_twice() -> None:

@@ -211,7 +211,7 @@ def test_what_is_not_the_sockets_own_gets_no_rights(scene: Scene, attack: Attack
             found = scene.path.stat()
             assert stat.S_IMODE(found.st_mode) in (0o600, 0o700)
             assert (found.st_uid == NOBODY) == (attack is own_socket)
-        assert not socketfile.stands(str(scene.path), NOWHERE)
+        assert not socketfile.file_in_place(str(scene.path), NOWHERE)
         assert unix_file(service) is not None
 
 

@@ -70,7 +70,10 @@ if any("from poold.master.successor" in word or word == "poold" for word in __im
 """
 KINDS = ("memory", "recursion", "key")
 # These are what ends a reload or poold, and what says how: there is nobody else who could, did they not even begin.
-BEYOND = {f"poold.master.engine.loop:Loop.{name}" for name in ("guarded", "each", "surely", "_twice", "note_error")}
+BEYOND = {
+    f"poold.master.engine.loop:Loop.{name}"
+    for name in ("call_guarded", "call_each", "call_each_with_retry", "_call_with_retry", "note_error")
+}
 BEYOND |= {"poold.log:trace", "poold.master.outside.control:Control._answer", "poold.master.main:Master.close"}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from poold.address import Address
-from poold.master.clients.store import PREFIX, mark
+from poold.master.clients.store import PREFIX, store_name
 from poold.settings import judge
 from poold.settings.config import Listener
 from tests.procfs import open_files
@@ -39,10 +39,10 @@ def test_own_listeners_are_kept(poold: Poold, tmp_path: Path) -> None:
     daemon = poold(settings=listeners(f"tcp://127.0.0.1:{first}", f"unix://{path}")).start()
     kept = told(daemon, "FDSTORE")
     assert len(set(kept)) == 2
-    assert kept[0] == mark(setting(f"tcp://127.0.0.1:{first}"), None)
+    assert kept[0] == store_name(setting(f"tcp://127.0.0.1:{first}"), None)
     daemon.write(options={}, settings=listeners(f"tcp://127.0.0.1:{second}", f"unix://{path}"))
     assert daemon.cli("reload", "--socket", str(daemon.control)).returncode == 0
-    added = mark(setting(f"tcp://127.0.0.1:{second}"), None)
+    added = store_name(setting(f"tcp://127.0.0.1:{second}"), None)
     assert set(told(daemon, "FDSTORE")) == {*kept, added}
     daemon.event("listener_closed")
     assert told(daemon, "FDSTOREREMOVE") == [kept[0]]
@@ -64,8 +64,8 @@ def test_kept_listeners_are_used(poold: Poold, tmp_path: Path) -> None:
         port = tcp.getsockname()[1]
         daemon = poold(settings=listeners(f"tcp://127.0.0.1:{port}", f"unix://{path}"))
         daemon.passed |= {
-            mark(setting(f"tcp://127.0.0.1:{port}"), None): tcp,
-            mark(setting(f"unix://{path}"), (status.st_dev, status.st_ino)): unix,
+            store_name(setting(f"tcp://127.0.0.1:{port}"), None): tcp,
+            store_name(setting(f"unix://{path}"), (status.st_dev, status.st_ino)): unix,
             f"{PREFIX}of-other-settings": odd,
         }
         with Client(("127.0.0.1", port)) as early, Client(str(path)) as other:
@@ -89,7 +89,7 @@ def test_a_kept_socket_whose_file_has_gone(poold: Poold, tmp_path: Path) -> None
         status = path.stat()
         path.unlink()
         daemon = poold(settings=listeners(f"unix://{path}"))
-        daemon.passed[mark(setting(f"unix://{path}"), (status.st_dev, status.st_ino))] = unix
+        daemon.passed[store_name(setting(f"unix://{path}"), (status.st_dev, status.st_ino))] = unix
         daemon.start()
         with Client(str(path)) as client:
             assert client.ask("echo new") == "new"
@@ -101,7 +101,7 @@ def test_after_an_upgrade(poold: Poold) -> None:
     daemon = poold(settings=listeners(f"tcp://127.0.0.1:{port}")).start()
     daemon.kill(signal.SIGUSR2)
     daemon.event("upgrade_applied")
-    assert set(told(daemon, "FDSTORE")) == {mark(setting(f"tcp://127.0.0.1:{port}"), None)}
+    assert set(told(daemon, "FDSTORE")) == {store_name(setting(f"tcp://127.0.0.1:{port}"), None)}
     assert told(daemon, "FDSTOREREMOVE") == []
 
 
@@ -136,5 +136,5 @@ def test_a_listener_that_leaves_during_an_upgrade(poold: Poold, keys: str) -> No
 @pytest.mark.parametrize("address", ["tcp://[::1]:7777", "tcp://127.0.0.1:0", f"unix:///{'a' * 100}", "unix:///tmp/ü"])
 def test_names_are_good_ones(address: str) -> None:
     """A name is one that sd_notify(3) takes."""
-    assert re.fullmatch(r"[!-9;-~]{1,255}", mark(setting(address), (1, 2)))
+    assert re.fullmatch(r"[!-9;-~]{1,255}", store_name(setting(address), (1, 2)))
     assert str(Address.parse(address)) == address

@@ -250,7 +250,7 @@ def test_one_that_is_killed_while_it_is_held() -> None:
         if not taken:
             tracees.stopped(pid)
         assert is_process(pid)
-        tracees.gone(pid)
+        tracees.forget(pid)
         assert status_of(pid) == -signal.SIGKILL
     loop.later.pop()()
 

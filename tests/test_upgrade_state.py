@@ -232,7 +232,7 @@ def test_counters_go_on(numbers: list[int], names: list[str]) -> None:
             before.cells[cell] = numbers[cell % 8]
         for value in (0.001, 1.0, 1e9):
             before.observe(board.SESSION_SECONDS, value)
-        tally.resume(after, tally.taken(before))
+        tally.load_tally(after, tally.read_tally(before))
         assert after.names == before.names
         assert after.cells == before.cells
         assert len(after.cells) == CELLS
@@ -245,7 +245,7 @@ def test_buckets_that_have_changed() -> None:
     """Counts of a bucket that is no more are in the next wider one; their number and their sum stay."""
     counters = Counters()
     part = tally.HistogramPart(bounds=(0.02, 7.0, 1e9), counts=(3, 2, 1, 4), total=5_000_000)
-    tally.resume(counters, tally.TallyPart(histograms={"session_seconds": part, "forgotten": part}))
+    tally.load_tally(counters, tally.TallyPart(histograms={"session_seconds": part, "forgotten": part}))
     where = board.SESSION_SECONDS
     counts = counters.cells[where.first : where.first + len(where.buckets) + 1]
     assert (sum(counts), counts[where.buckets.index(0.1)], counts[where.buckets.index(15.0)], counts[-1]) == (10, 3, 2, 5)

@@ -3,7 +3,7 @@
 The exporter becomes the helper user first, and then answers scrapers.
 
 EOF on the lifeline asks the exporter to leave. The exporter does not outlive the master. An
-exporter that can answer nobody ends by itself, and the master starts another one.
+exporter that can answer no scraper ends by itself, and the master starts another one.
 """
 
 import asyncio

@@ -50,7 +50,7 @@ class Exchange:
 
 
 class Reception:
-    """Holds the exchanges. `broken` is done when this process can answer nobody any more.
+    """Holds the exchanges. `broken` is done when this process can answer no scraper.
 
     A Reception is made inside a running loop.
     """
@@ -154,7 +154,7 @@ class Reception:
         self._look()
 
     def give_up(self) -> None:
-        """Note that this process can answer nobody any more."""
+        """Note that this process can answer no scraper any more."""
         if not self.broken.done():
             self.broken.set_result(None)
 

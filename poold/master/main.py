@@ -91,8 +91,8 @@ class Master:
     def turn(self) -> bool:
         """Wait for something to happen, and act on it; say whether there is more to wait for."""
         try:
-            self._loop.guarded(self._loop.turn)
-            self._loop.guarded(self._advance)
+            self._loop.call_guarded(self._loop.turn)
+            self._loop.call_guarded(self._advance)
         except InternalError as error:
             self._give_up(error)
         return self._life.phase is not Phase.STOPPED
@@ -100,7 +100,7 @@ class Master:
     def close(self) -> None:
         """Close every socket, remove the socket files that are its own, and let the last lines out."""
         try:
-            self._loop.surely([self._parts.close, self._say_stopped, self._parts.loggers.close])
+            self._loop.call_each_with_retry([self._parts.close, self._say_stopped, self._parts.loggers.close])
         except InternalError:
             # Every step has been taken, and there is nothing left to give up.
             self._exit_code = ExitCode.INTERNAL
@@ -159,7 +159,7 @@ class Master:
             ({signal.SIGTERM, signal.SIGINT}, self._on_term),
             ({signal.SIGQUIT}, partial(self._parts.drain.stop, Cause.KILLED)),
         ]
-        self._loop.each(act for numbers, act in acts if numbers & signals)
+        self._loop.call_each(act for numbers, act in acts if numbers & signals)
 
     def _on_hup(self) -> None:
         if self._parts.upgrades.running:
@@ -195,7 +195,7 @@ class Master:
         else:
             parts.pool.advance()
         parts.listeners.gate(parts.door.is_open())
-        unsettled = parts.listeners.look()
+        unsettled = parts.listeners.empty_queues()
         # A queue that was found empty just now may have been the last thing to wait for.
         self._loop.eager = unsettled or parts.drain.over() or parts.pool.wants_spares()
         self._loop.holdoff = parts.pool.holdoff()
@@ -227,7 +227,7 @@ class Master:
         """Make visible what has become of the turn: title, status line, gauges, answers to the exporter."""
         parts = self._parts
         parts.views.show()
-        if parts.exporters.asked():
+        if parts.exporters.answer_due():
             parts.look()
         parts.gauges.publish()
         parts.exporters.answer()

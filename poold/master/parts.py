@@ -316,7 +316,7 @@ class Parts:
         steps: list[Callback] = [self.listeners.close, self.linger.close, self.control.close]
         if self.exporters.listener is not None:
             steps.append(self.exporters.listener.close)
-        self.loop.surely([*steps, self.failures.settle, partial(log.tell_held_back, all=True)])
+        self.loop.call_each_with_retry([*steps, self.failures.settle, partial(log.tell_held_back, all=True)])
 
 
 def _limits(config: Config, inherited: StateDocument | None) -> tuple[int, int]:

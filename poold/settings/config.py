@@ -208,7 +208,7 @@ def _json(value: Any) -> Any:
 def of_document(tables: dict[str, Any]) -> Config:
     """Return the settings that `document` wrote down. Raises ValueError for anything else.
 
-    A key that this version does not know, or that is missing, is a ValueError too: a poold of
+    A key that is missing, or that this version does not know, is a ValueError too. A poold of
     another version has judged these settings, and this version would apply other ones.
     """
     try:

@@ -246,7 +246,7 @@ def _table(words: str, faults: Callable[[dict[str, Any]], Iterable[Fault]]) -> R
 def _unlike_json(value: object, path: tuple[str | int, ...] = ()) -> Iterable[Fault]:
     """Yield what JSON cannot carry, because the options cross to the mold as JSON.
 
-    Yield what is nested too deep as well: each level takes a part of the stack of every process
+    Yield what is nested too deep as well. Each level takes a part of the stack of every process
     that reads JSON or copies a value.
     """
     if isinstance(value, dict | list):

@@ -114,9 +114,9 @@ def _read(file: Path) -> tuple[bytes, str]:
 def _follow(path: Path) -> tuple[int, str]:
     """Follow an absolute path, a name at a time, to its end. Raises OSError.
 
-    Returns a descriptor (O_PATH) and, for root, the first reason why another user could change what
-    the path leads to; "" if none could. A user could who may write to any folder in which a name is
-    looked up, and links lead through folders too. The caller closes the descriptor.
+    Return a descriptor (O_PATH) and, for root, the first reason why another user could change what
+    the path leads to; "" for no reason. A user that may write to a folder on the way could change
+    that. Links lead through folders too. The caller closes the descriptor.
     """
     names, place, links, reason = list(reversed(path.parts)), path, 0, ""
     kernels = os.stat("/proc/self/fd").st_dev

@@ -40,7 +40,7 @@ class Signals(Protocol):
 
 
 def judge_in_fork(data: bytes, file: Path | None, *, environ: Mapping[str, str], signals: Signals) -> dict[str, Any] | None:
-    """Return the verdict of `poold.settings.judge`, or None when a signal asks for the end meanwhile.
+    """Return the verdict of `poold.settings.judge`, or None when a signal asks for the end.
 
     The judge may wait for a silent name service. The fork has ended when this function returns.
     `signals` still has every signal that came. The caller has no second thread. A fork starts
@@ -70,7 +70,7 @@ def judge_in_fork(data: bytes, file: Path | None, *, environ: Mapping[str, str],
 
 
 def _answer(reader: int, signals: Signals) -> bytes | None:
-    """Return everything that comes out of a pipe up to its end, None if a stop is asked for first."""
+    """Return all bytes of a pipe up to its end, or None if a stop is asked for first."""
     came, text = set(signals.take()), b""
     until = time.monotonic() + PATIENCE if came & STOPS else None
     poll = select.poll()

@@ -1,9 +1,9 @@
 """From tables as TOML has them to a `Config`, by pydantic models that the declarations give.
 
-A model has a field for each declaration in `poold.settings.config`: the file's key, the default,
-and a validator that calls the setting's reader (`poold.settings.fields`). pydantic collects the
-faults of all keys with their places and finds the keys that no table has. Its own messages reach no
-operator.
+A model has a field for each declaration in `poold.settings.config`. A field has the file's key, the
+default, and a validator that calls the setting's reader (`poold.settings.fields`). pydantic
+collects the faults of all keys with their places and finds the keys that no table has. Its own
+messages reach no operator.
 
 Only a judging process imports this module. No function here opens a file or asks the network or the
 account database: `poold.settings.preflight` does that.

@@ -1,9 +1,9 @@
 """The trial: a process that judges settings for a reload. No fault of the trial stops the master.
 
-The master starts a fresh interpreter with the bytes that a reload would apply (`text`), and with
-`settings`: JSON with the `file` that holds them and the pid of the `master`. The trial writes
-`poold.settings.judge.verdict` as JSON into `result`, a memory file, and exits with 0. The trial
-imports no handler.
+The master starts a fresh interpreter with two memory files. `text` has the bytes that a reload
+would apply. `settings` is JSON with the `file` of these bytes and the pid of the `master`. The
+trial writes `poold.settings.judge.verdict` as JSON into `result`, a third memory file, and exits
+with 0. The trial imports no handler.
 """
 
 import json

@@ -61,7 +61,7 @@ class Drain:
         # First: the loop turns when the time is up, whatever is raised by what follows.
         self._deadline = self._loop.at(until, self._overdue)
         self._counters.cells[DRAINING] = 1
-        self._loop.surely([self._manager.stopping, self._page.drain, partial(self._listeners.drain, seconds=seconds)])
+        self._loop.call_each_with_retry([self._manager.stopping, self._page.drain, partial(self._listeners.drain, seconds=seconds)])
         log.info("draining", sessions=len(self._sessions.open), seconds=seconds)
 
     def over(self) -> bool:
@@ -86,7 +86,7 @@ class Drain:
         steps: list[Callback] = [] if told else [self._manager.stopping]
         if self._deadline is not None:
             steps.append(self._deadline.cancel)
-        self._loop.surely([*steps, self._listeners.close, self._keepers[Kind.WORKER].stop])
+        self._loop.call_each_with_retry([*steps, self._listeners.close, self._keepers[Kind.WORKER].stop])
 
     def advance(self) -> None:
         """Let go of one kind after the other; called in each turn of the stop. The exporter answers to the end."""

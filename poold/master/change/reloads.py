@@ -268,7 +268,7 @@ class Reloads:
         # Nothing has changed so far.
         self._current.replace(new)
         reload.answer = answer
-        self._loop.surely(steps)
+        self._loop.call_each_with_retry(steps)
 
     def _changes(self, reload: Reload, plan: Plan, new: Current) -> list[Callback]:
         """Return the steps that put other settings in force: each independent of the others, and without effect when taken again."""
@@ -307,7 +307,7 @@ class Reloads:
         if reload.metrics is not None and reload.metrics is not self._exporters.listener:
             steps.append(reload.metrics.close)
         steps += [partial(self._refused, reload, lines), partial(self._finish, reload, document)]
-        self._loop.each(steps)
+        self._loop.call_each(steps)
 
     def _refused(self, reload: Reload, lines: list[str]) -> None:
         if not reload.dry:
@@ -328,7 +328,7 @@ class Reloads:
         if again and not self._life.ends:
             # Acted on in the next turn: an upgrade that has waited for the end of this reload comes first.
             steps.append(partial(self._inbox.note, signal.SIGHUP))
-        self._loop.each(steps)
+        self._loop.call_each(steps)
 
     def note_success(self) -> None:
         """Show that what the file says is in force, as of now: also after a start and after an upgrade."""

@@ -1,1 +1,1 @@
-"""Any process that the master starts, whatever its kind."""
+"""The processes that the master starts, of every kind."""

@@ -1,4 +1,4 @@
-"""How a process ended."""
+"""The end of a process."""
 
 from dataclasses import dataclass
 from resource import struct_rusage
@@ -6,7 +6,10 @@ from resource import struct_rusage
 
 @dataclass(slots=True)
 class Exit:
-    """How a process ended: its exit code (negative: signal; None: unknown) and what it used."""
+    """How a process ended, and the resources that the process used.
+
+    `status` is the exit code. A negative status is a signal, None is unknown.
+    """
 
     pid: int
     status: int | None

@@ -1,13 +1,18 @@
-"""Keeps the exporter: starts it, answers its questions, starts another when it dies, prepares one for another address.
+"""Keeps the exporter: starts one, answers its questions, and starts another when one has died.
 
-The exporter asks on its lifeline before it answers a scrape; the master then brings up to date what it does not count (its own
-process's figures, the kernel's queues) and publishes. So an idle master need not wake by itself, and a master that does not
-answer is one whose loop does not turn.
+On its lifeline the exporter asks a question before each scrape. The master then measures the
+figures that the master does not count: those of its own process and of the kernel's queues. The
+master publishes the counters and answers. For this reason an idle master never wakes by itself. A
+master that does not answer has a loop that does not turn.
 
-An exporter may hang as well, or be stopped by a session of the same user. A master that nobody needs has no tick to find that out by, but
-somebody who wants an answer of a hung exporter waits at the metrics listener, which the master holds too: so the master watches it, and
-when somebody waits there asks the exporter whether its loop turns. Should somebody still wait, or again, when the master looks next,
-the listener is left alone until the answer is due: a crowd of scrapers wakes the master once or twice in `SILENCE`, not once for each.
+An exporter may hang, or be stopped by a session of the same user. The master has no periodic tick
+to find that out, but also holds the metrics listener. While the exporter answers, the master
+watches that listener. When a scraper waits there, the master asks the exporter whether the
+exporter's loop turns. If a scraper still waits at the master's next look, the master stops watching
+until the answer is due. A crowd of scrapers then wakes the master once or twice in `SILENCE`, and
+not once for each scraper.
+
+For a changed metrics address the master prepares a second exporter.
 """
 
 import errno
@@ -37,9 +42,9 @@ from poold.master.phase import Life
 from poold.scoreboard import Counters, read_only
 from poold.words import Failure, Kind, State
 
-# How long an exporter may take until it answers scrapes.
+# The seconds that an exporter may take until the exporter answers scrapes.
 STARTUP = 20.0
-# And how long, from then on, to say that its loop turns when somebody has come to be answered.
+# The seconds that an exporter may later take to answer the master's question.
 SILENCE = 5.0
 
 
@@ -47,18 +52,18 @@ SILENCE = 5.0
 class Exporter(Member):
     """An exporter.
 
-    `asked` says that its answer is due, or that it is not yet time for the next question; `answered` that the answer has come;
-    `crowded` that more scrapers have come meanwhile.
+    `questioned` says that an answer is due, or that the time is too early for the next question.
+    `answered` says that the answer has come. `crowded` says that more scrapers have come meanwhile.
     """
 
-    asked: bool = False
+    questioned: bool = False
     answered: bool = False
     crowded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportersPart(Part):
-    """The metrics listener, and its address as the settings have it."""
+    """The metrics listener, and its address as the settings write the address."""
 
     metrics: SocketPart | None = None
     metrics_address: str | None = None
@@ -69,7 +74,7 @@ class ExportersPart(Part):
 
 
 class Exporters(Succession[Exporter]):
-    """The exporter in use, and one that is being prepared."""
+    """The exporter in use, and an exporter that is being prepared."""
 
     def __init__(
         self,
@@ -90,21 +95,21 @@ class Exporters(Succession[Exporter]):
         self._starter = starter
         self._counters = counters
         self._launcher = launcher
-        # The listener of the exporter in use; None: metrics are off.
+        # The listener of the exporter in use, or None while metrics are off.
         self._listener: Opened | None = None
-        # The listener at which newcomers are noticed.
+        # The listener that the master watches for scrapers.
         self._watched: Opened | None = None
-        self._asking: list[tuple[Wire, int]] = []
+        self._questions: list[tuple[Wire, int]] = []
 
     @property
     def listener(self) -> Opened | None:
-        """The metrics listener, None while metrics are off."""
+        """The metrics listener, or None while metrics are off."""
         return self._listener
 
     def open(self, address: Address) -> None:
         """Open the metrics listener. Raises ConfigError."""
         self._listener = sockets.open_metrics(address)
-        log.info("metrics_listening", address=sockets.address(self._listener.socket))
+        log.info("metrics_listening", address=sockets.address_of(self._listener.socket))
 
     def save(self) -> ExportersPart:
         """Return the metrics listener."""
@@ -115,28 +120,34 @@ class Exporters(Succession[Exporter]):
         )
 
     def restore(self, part: ExportersPart) -> None:
-        """Take over the metrics listener of the program before; one that is not there is opened anew."""
+        """Take over the metrics listener of the previous program.
+
+        A listener whose descriptor is not there is opened anew.
+        """
         if part.metrics is None:
             return
         address = self._current.config.metrics.listen
         try:
-            self._listener = sockets.restored("metrics", part.metrics, {})
+            self._listener = sockets.restore_socket("metrics", part.metrics, {})
         except ConfigError as error:
             log.error("listener_lost", listener="metrics", reason=str(error.problems[0]))
             try:
                 self._listener = sockets.open_metrics(address) if address is not None else None
             except ConfigError as second:
-                # No session is ended for the want of metrics; the next reload opens them.
+                # Metrics are no reason to end sessions. The next reload opens the listener.
                 log.error("listener_lost", listener="metrics", reason=str(second.problems[0]))
 
     def start(self) -> None:
-        """Start an exporter for the listener in use, if there is none; a failure is tried again later."""
+        """Start an exporter for the listener in use, if there is a listener and no exporter.
+
+        After a failure the master tries again later.
+        """
         if self._life.closes or self._listener is None or self._used is not None:
             return
         try:
             self._used = self._launch(self._current, self._listener)
         except OSError as error:
-            self._again(str(error))
+            self._start_later(str(error))
 
     def _launch(self, settings: Current, listener: Opened) -> Exporter:
         def launch(lifeline: int) -> int:
@@ -153,19 +164,26 @@ class Exporters(Succession[Exporter]):
         return exporter
 
     def prepare(self, settings: Current, listener: Opened, prepared: Prepared) -> None:
-        """Start an exporter for other settings beside the one in use, and tell when it answers or cannot. Raises OSError."""
+        """Start an exporter for other settings beside the one in use. Raises OSError.
+
+        `prepared` is called with None when the exporter answers, or with the reason for the
+        failure.
+        """
         self._candidate = self._launch(settings, listener)
         self._candidate.prepared = prepared
 
     def adopt(self, listener: Opened | None) -> None:
-        """Use the prepared exporter, or none, from now on; others answer what has come to them and leave. Again changes nothing."""
+        """Use the prepared exporter from now on, or none. Calling this again changes nothing.
+
+        Other exporters answer the requests that they have, and leave.
+        """
         if self._candidate is not None or listener is None:
             self._used, self._candidate = self._candidate, None
         if self._used is not None:
             self._used.prepared = None
         before, self._listener = self._listener, listener
         try:
-            self._look_out()
+            self._watch_listener()
         finally:
             if before is not None and before is not listener:
                 before.close()
@@ -174,10 +192,11 @@ class Exporters(Succession[Exporter]):
                 self._ladder.retire(exporter.child)
 
     def inherit(self, child: Child) -> None:
-        """Take over an exporter of the program before, and see it off: it reads memory that nobody writes any more.
+        """Take over an exporter of the previous program and ask the exporter to leave.
 
-        Ours is started when it has left. Side by side they would answer now from the one memory and now from the other, and
-        counters would seem to fall; meanwhile scrapers wait in the queue.
+        That exporter reads memory that no process writes any more. The new exporter is started when
+        the old one has left. Side by side, each would answer a part of the scrapes, and counters
+        would seem to fall. Meanwhile scrapers wait in the queue.
         """
         self._members[child] = exporter = Exporter(child)
         if not child.leaving:
@@ -185,7 +204,7 @@ class Exporters(Succession[Exporter]):
             self._ladder.retire(child)
 
     def hear_out(self, child: Child) -> None:
-        """Read nothing: an exporter's last words are questions that nobody waits to have answered."""
+        """Read nothing: an exporter that has ended waits for no answer."""
 
     def _read(self, child: Child) -> None:
         exporter = self._members[child]
@@ -201,13 +220,13 @@ class Exporters(Succession[Exporter]):
             self._ladder.close_channel(child)
             if not child.leaving:
                 self._ladder.expel(child, None)
-            self._look_out()
+            self._watch_listener()
             return
         if child.state is State.STARTING:
             self._ready(exporter)
         exporter.answered = exporter.answered or ANSWER in words
         if QUESTION in words and child.channel is not None:
-            self._asking.append((child.channel, words.count(QUESTION)))
+            self._questions.append((child.channel, words.count(QUESTION)))
 
     def _ready(self, exporter: Exporter) -> None:
         exporter.child.ready = True
@@ -215,11 +234,14 @@ class Exporters(Succession[Exporter]):
         self._table.move(exporter.child, State.SERVING)
         self._throttle.succeeded()
         log.info("exporter_ready", pid=exporter.child.pid)
-        exporter.turned_out(None)
-        self._look_out()
+        exporter.report_outcome(None)
+        self._watch_listener()
 
-    def _look_out(self) -> None:
-        """Watch the listener in use exactly while the exporter in use answers, unless it has been asked whether it does, by a crowd."""
+    def _watch_listener(self) -> None:
+        """Watch the metrics listener while the exporter in use answers scrapes.
+
+        While a crowd waits and the exporter has been asked, the listener is not watched.
+        """
         used = self._used
         wanted = self._listener if used is not None and used.child.state is State.SERVING and not used.crowded else None
         if wanted is self._watched:
@@ -230,83 +252,91 @@ class Exporters(Succession[Exporter]):
         if wanted is None:
             return
         try:
-            self._loop.watch(wanted.socket, self._newcomer)
+            self._loop.watch(wanted.socket, self._question_exporter)
             self._watched = wanted
         except OSError as error:
             log.warning("accept_error", listener="metrics", errno=errno.errorcode.get(error.errno or 0), pause_seconds=SILENCE)
-            self._loop.after(SILENCE, self._look_out)
+            self._loop.after(SILENCE, self._watch_listener)
 
-    def _newcomer(self) -> None:
-        """Ask the exporter in use whether its loop turns, because somebody wants an answer of it."""
+    def _question_exporter(self) -> None:
+        """Ask the exporter in use whether its loop turns, because a scraper waits for an answer."""
         exporter = self._used
         if exporter is None or exporter.child.channel is None:
             return
-        if exporter.asked:
+        if exporter.questioned:
             exporter.crowded = True
-            self._look_out()
+            self._watch_listener()
             return
-        exporter.asked, exporter.answered = True, False
-        self._ladder.within(exporter.child, SILENCE, partial(self._due, exporter))
+        exporter.questioned, exporter.answered = True, False
+        self._ladder.within(exporter.child, SILENCE, partial(self._judge_silence, exporter))
         try:
             exporter.child.channel.send(QUESTION, socket.MSG_NOSIGNAL)
         except OSError:
-            # It has gone, and its exit will tell; or it does not read: then it does not answer either.
+            # The exporter has ended, and the reaper will see that. Or the exporter does not read,
+            # and then does not answer either.
             return
 
-    def _due(self, exporter: Exporter) -> None:
-        """End an exporter that has not answered. Not its exit but its silence is the reason for another one, as with a mold."""
-        exporter.asked = exporter.crowded = False
+    def _judge_silence(self, exporter: Exporter) -> None:
+        """End an exporter that has not answered, and start another one later.
+
+        As with a mold, the silence and not the exit is the reason for another one.
+        """
+        exporter.questioned = exporter.crowded = False
         if exporter.answered:
-            self._look_out()
+            self._watch_listener()
             return
         log.error("exporter_silent", pid=exporter.child.pid, seconds=SILENCE)
         self._ladder.expel(exporter.child, Failure.TIMEOUT)
         self._ladder.close_channel(exporter.child)
         self._used = None
-        self._look_out()
-        self._again("")
+        self._watch_listener()
+        self._start_later("")
 
-    def asked(self) -> bool:
-        """Say whether an answer is due: after the next publishing."""
-        return bool(self._asking)
+    def answer_due(self) -> bool:
+        """Say whether an exporter waits for an answer, which the next publishing allows."""
+        return bool(self._questions)
 
     def answer(self) -> None:
-        """Tell whoever asked that the counters are of this moment."""
-        asking, self._asking = self._asking, []
-        for end, count in asking:
+        """Tell the exporters that have asked that the counters are of this moment."""
+        questions, self._questions = self._questions, []
+        for end, count in questions:
             try:
                 end.send(ANSWER * count, socket.MSG_NOSIGNAL)
             except OSError:
-                # It has gone, or does not read its answers: its own fault, and its exit will tell.
+                # The exporter has ended, and the reaper will see that. Or the exporter does not
+                # read its answers, and goes without.
                 continue
 
     def exited(self, child: Child, exit: Exit) -> None:
-        """Settle the end of an exporter; start another one if it was the one in use."""
+        """Settle the end of an exporter. Start another one if that exporter was in use."""
         exporter = self._members.pop(child)
         reason = f"the exporter ended with status {exit.status}"
         if exporter is self._candidate:
             self._candidate = None
-            exporter.turned_out(reason)
+            exporter.report_outcome(reason)
         elif exporter is self._used:
             self._used = None
-            self._look_out()
+            self._watch_listener()
             if child.excused:
-                # It was asked to leave, to make room for another.
+                # The exporter was asked to leave, to make room for another.
                 self.start()
             elif not self._life.closes:
-                self._again(reason)
+                self._start_later(reason)
 
-    def _tell(self, reason: str, *, first: bool) -> None:
+    def _log_failure(self, reason: str, *, first: bool) -> None:
         log.error("exporter_failed", reason=reason, retry_seconds=self._throttle.delay)
 
     def stop(self) -> None:
         """Ask every exporter to leave."""
         super().stop()
-        self._look_out()
+        self._watch_listener()
 
 
 def _lifeline() -> tuple[Wire, Wire]:
-    """Return the master's end of a lifeline, which does not block, and the exporter's. Raises OSError."""
+    """Return the master's end of a lifeline and the exporter's. Raises OSError.
+
+    The master's end does not block.
+    """
     ours, theirs = _socketpair()
     ours.setblocking(False)
     return ours, theirs

@@ -21,12 +21,12 @@ class ChildrenPart(Part):
     children: tuple[ChildPart, ...]
 
     def descriptors(self) -> Iterator[int]:
-        """Yield the descriptors of their channels and pages."""
+        """Yield the descriptors of the children's channels and pages."""
         return (fd for child in self.children for fd in (child.channel, child.page) if fd is not None)
 
 
 class Inheritance:
-    """Saves the table of children, and hands each child that is inherited to the keeper of its kind."""
+    """Saves the table of children, and gives each inherited child to the keeper of its kind."""
 
     def __init__(self, *, table: ChildTable, ladder: Ladder, sessions: Sessions, reaper: Reaper, keepers: Mapping[Kind, Keeper]) -> None:
         self._table = table
@@ -40,7 +40,10 @@ class Inheritance:
         return ChildrenPart(children=tuple(child.save() for child in self._table if child.pid))
 
     def restore(self, part: ChildrenPart) -> None:
-        """Take over the children of the program before; one that is no child of ours any more has ended. Raises OSError."""
+        """Take over the children of the previous program. Raises OSError.
+
+        A process that is no child of the master any more has ended, and is settled.
+        """
         for each in part.children:
             child = self._child(each)
             self._table.inherit(child)
@@ -57,7 +60,8 @@ class Inheritance:
         if part.channel is not None:
             child.channel = _channel(part, part.channel)
             if child.leaving:
-                # A mold that was heard out: no order is open at an upgrade, so there is nothing more to hear.
+                # A mold whose last answers were still to be read. At an upgrade no order is open,
+                # so there is nothing more to read.
                 self._ladder.close_channel(child)
         if part.session is not None:
             child.session = self._sessions.inherit(part.session)
@@ -65,7 +69,10 @@ class Inheritance:
 
 
 def _channel(part: ChildPart, fd: int) -> Wire | None:
-    """Return the master's end of a child's channel. What is no channel is closed by nobody: it may be anything."""
+    """Return the master's end of a child's channel, or None where the descriptor is no channel.
+
+    Such a descriptor stays open, because the number may belong to anything.
+    """
     try:
         end = Wire(fileno=fd)
         if end.family != socket.AF_UNIX:

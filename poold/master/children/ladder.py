@@ -1,8 +1,9 @@
-"""The few words that end a child: EOF (leave), TERM (stop now), KILL. One ladder, climbed by deadlines.
+"""Ends children in steps: EOF on the channel, then SIGTERM, then SIGKILL, each after a deadline.
 
-A pid is signalled only while its row exists, and only the master reaps, so it cannot have been given to a stranger. Every child
-leads a session and a group of its own before its pid is known here: the group is what gets the signal, so that what a handler
-forked ends with a session that poold ends.
+A pid is signalled only while the child's row exists. Only the master reaps children, so no other
+process can have that pid. Every child leads a session and a process group of its own before the
+master knows the pid. The group gets the signal, so that processes which a handler has forked end
+with a session that poold ends.
 """
 
 import os
@@ -19,7 +20,7 @@ from poold.words import Failure, State
 
 
 class Ladder:
-    """Ends children, and owns each child's one deadline."""
+    """Ends children, and owns the one deadline of each child."""
 
     def __init__(self, *, current: Current, loop: Loop, table: ChildTable) -> None:
         self._current = current
@@ -27,25 +28,28 @@ class Ladder:
         self._table = table
 
     def within(self, child: Child, seconds: float, callback: Callback) -> None:
-        """Set the child's deadline; the one it had is forgotten."""
+        """Set the child's deadline in place of the one before."""
         self.relax(child)
         child.deadline = self._loop.after(seconds, callback)
 
     def relax(self, child: Child) -> None:
-        """Forget the child's deadline."""
+        """Cancel the child's deadline."""
         if child.deadline is not None:
             child.deadline.cancel()
             child.deadline = None
 
     def close_channel(self, child: Child) -> None:
-        """Close our end of the child's channel: EOF, the word for leave."""
+        """Close the master's end of the child's channel. EOF tells the child to leave."""
         if child.channel is not None:
             self._loop.forget(child.channel)
             child.channel.close()
             child.channel = None
 
     def retire(self, child: Child, *, listen: bool = False) -> None:
-        """Ask a child that has nothing new to do to leave; TERM follows when it does not. With `listen`, hear it out."""
+        """Ask a child without further work to leave. SIGTERM follows when the child does not leave.
+
+        With `listen`, the master goes on reading what the child sends.
+        """
         child.excused = True
         if listen and child.channel is not None:
             child.channel.shutdown(socket.SHUT_WR)
@@ -56,7 +60,7 @@ class Ladder:
         self.within(child, self._current.config.timeouts.kill, partial(self.terminate, child))
 
     def terminate(self, child: Child) -> None:
-        """Stop a child now; KILL follows when it does not."""
+        """Send SIGTERM to a child. SIGKILL follows when the child does not end."""
         if child.state in (State.TERMINATING, State.KILLED):
             return
         self._table.move(child, State.TERMINATING)
@@ -64,7 +68,7 @@ class Ladder:
         self._signal(child, signal.SIGTERM)
 
     def kill(self, child: Child) -> None:
-        """End a child that did not stop."""
+        """Send SIGKILL to a child."""
         self.relax(child)
         if child.state is State.KILLED:
             return
@@ -73,13 +77,19 @@ class Ladder:
         self._signal(child, signal.SIGKILL)
 
     def expel(self, child: Child, failure: Failure | None) -> None:
-        """End a child that is of no use any more, at once; `failure` is what it counts as, None: what its exit says."""
+        """Kill a child that is of no use any more.
+
+        The child's end counts as `failure`. For None the exit status decides.
+        """
         if child.failure is None:
             child.failure = failure
         self.kill(child)
 
     def resume(self, child: Child) -> None:
-        """Give a child that the program before has told to go the time it has for that, from now."""
+        """Set the deadline of a child that the previous program has told to leave.
+
+        The child gets the whole time once more.
+        """
         seconds = self._current.config.timeouts.kill
         if child.state is State.RETIRING:
             self.within(child, seconds, partial(self.terminate, child))
@@ -87,20 +97,26 @@ class Ladder:
             self.within(child, seconds, partial(self.kill, child))
 
     def sweep(self, child: Child) -> None:
-        """End what is left of a worker's group when poold ended its session; to be called before the leader is reaped."""
+        """Kill what is left of a worker's process group after poold has ended the session.
+
+        The caller calls this before the leader is reaped.
+        """
         if child.state in (State.TERMINATING, State.KILLED):
             self._signal(child, signal.SIGKILL)
 
     def _signal(self, child: Child, number: signal.Signals) -> None:
         if child.pid <= 1:
-            # Claimed, not born: its channel's end or its own deadline settles it.
+            # The slot is claimed but the child is not born. EOF on the channel or the child's
+            # deadline settles the row.
             return
         try:
             try:
                 os.killpg(child.pid, number)
             except ProcessLookupError:
-                # It has no group of its own yet: it hangs before it could make one. (Or it is a zombie, which feels nothing.)
+                # The child hangs before making a group of its own. Or the child is a zombie, which
+                # no signal changes.
                 os.kill(child.pid, number)
         except PermissionError:
-            # It has become another user (sudo(8)), and this process may signal none but its own. It ends when it likes; others go on.
+            # The child has become another user (sudo(8)), which this process may not signal. That
+            # child ends by itself, and the master goes on.
             log.warning("child_not_signalled", kind=child.kind, pid=child.pid, signal=number.name)

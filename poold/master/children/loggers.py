@@ -1,6 +1,8 @@
-"""Keeps the logger, where one is needed: starts it before any other child, starts another when it dies, and ends it after all of them.
+"""Keeps the logger, where one is needed.
 
-While there is none, lines wait in the pipes; what there is no room for is dropped and counted by whoever wrote it.
+The master starts the logger before any other child, starts another one when the logger has died,
+and ends the logger after all other children. While there is no logger, lines wait in the pipes. A
+process whose line finds no room in a full pipe drops that line and counts the loss.
 """
 
 import os
@@ -19,16 +21,16 @@ from poold.master.current import Current
 from poold.master.engine.loop import Loop
 from poold.words import Kind, State
 
-# How long the end of poold waits for the last lines: its stream may stand still.
+# The seconds that the end of poold waits for the last lines. The stream of the log may be blocked.
 LAST_SECONDS = 2.0
 KILL_SECONDS = 0.5
 TRIES = 2
-# How long a logger may take to come as far as its first read.
+# The seconds that a logger may take until its first read.
 STARTUP = 20.0
 
 
 class Loggers(Succession[Member]):
-    """The logger in use, and one of the program before."""
+    """The logger in use, and one of the previous program."""
 
     def __init__(self, *, current: Current, loop: Loop, table: ChildTable, ladder: Ladder, starter: Starter, launcher: Launcher) -> None:
         super().__init__(loop=loop, ladder=ladder)
@@ -40,13 +42,16 @@ class Loggers(Succession[Member]):
         self._format = ""
 
     def start(self) -> None:
-        """Start a logger, if one is needed and there is none; a failure is tried again later."""
+        """Start a logger, if one is needed and there is none.
+
+        After a failure the master tries again later.
+        """
         if not self._streams.logged or self._used is not None:
             return
         try:
             self._used = self._launch()
         except OSError as error:
-            self._again(str(error))
+            self._start_later(str(error))
 
     def _launch(self) -> Member:
         streams = self._streams
@@ -62,7 +67,10 @@ class Loggers(Succession[Member]):
         return logger
 
     def inherit(self, child: Child) -> None:
-        """Take over a logger of the program before, and see it off: what it has read by now it writes, and ours goes on from there."""
+        """Take over a logger of the previous program, and ask the logger to leave.
+
+        That logger writes what has been read, and the new logger goes on from there.
+        """
         logger = self._members[child] = Member(child)
         if child.leaving:
             return
@@ -71,7 +79,10 @@ class Loggers(Succession[Member]):
         self._ladder.retire(child)
 
     def configure(self) -> None:
-        """Tell the logger of settings that have changed. What has been written by now may still get the new format."""
+        """Tell the logger a changed format.
+
+        Lines that were written before may still get the new format.
+        """
         if self._used is not None and self._format != self._current.config.log.format:
             self._format = self._current.config.log.format
             if not self._send(self._used.child, self._format.encode()):
@@ -81,7 +92,7 @@ class Loggers(Succession[Member]):
         try:
             return child.channel is not None and child.channel.send(word) == len(word)
         except OSError:
-            # It has gone, or does not listen.
+            # The logger has ended, or does not read.
             return False
 
     def _read(self, child: Child) -> None:
@@ -108,56 +119,57 @@ class Loggers(Succession[Member]):
                     self._ladder.expel(child, None)
 
     def hear_out(self, child: Child) -> None:
-        """Read what a logger whose exit was seen has said last: how many lines it has lost."""
+        """Read from a logger that has ended how many lines the logger has lost."""
         self._read(child)
 
     def exited(self, child: Child, exit: Exit) -> None:
-        """Settle the end of a logger; start another one if it was the one in use."""
+        """Settle the end of a logger. Start another one if that logger was in use."""
         if self._members.pop(child) is not self._used:
             return
         self._used = None
         if child.excused:
             self.start()
         else:
-            self._again(f"the logger ended with status {exit.status}")
+            self._start_later(f"the logger ended with status {exit.status}")
 
-    def _tell(self, reason: str, *, first: bool) -> None:
+    def _log_failure(self, reason: str, *, first: bool) -> None:
         log.error("logger_failed", reason=reason, retry_seconds=self._throttle.delay)
 
     def stop(self) -> None:
-        """Leave it: the last lines are yet to come, and `close` sees that they get out."""
+        """Do nothing: the last lines are still to come. `close` ends the logger."""
 
     def close(self) -> None:
-        """See that the last lines get out, and give descriptor 2 back; the last thing, when the loop has ended.
+        """Wait until the last lines are written, and give descriptor 2 back.
 
-        It takes seconds at the most. A logger that does nothing is replaced once more; one that cannot even be killed stands still with
-        the log's stream and is left to it.
+        The master calls this last, after the end of the loop. The call takes a few seconds at most.
+        A logger that does nothing is replaced once. A logger that even SIGKILL does not end is
+        blocked on the stream of the log, and is left behind.
         """
         for _ in range(TRIES if self._streams.logged else 0):
-            # Where there is none, nobody has read what is in the pipes.
+            # Without a logger, the lines in the pipes have no reader.
             self.start()
             if self._used is None:
                 return
             used = self._used.child
             told = self._send(used, LOGGER_LEAVE)
-            # One that is leaving is the program's before, and does not see the last lines.
-            ended = (told or used.leaving) and _ended(used, LAST_SECONDS)
+            # A logger that is leaving is the previous program's, and does not read the last lines.
+            ended = (told or used.leaving) and _wait_for_end(used, LAST_SECONDS)
             if told and ended:
                 self._streams.give_back()
                 return
             if not ended:
                 self._ladder.expel(used, None)
-                if not _ended(used, KILL_SECONDS):
+                if not _wait_for_end(used, KILL_SECONDS):
                     return
             self._used = None
 
 
-def _ended(child: Child, seconds: float) -> bool:
-    """Wait for a logger's end, for so long; say whether it has come."""
+def _wait_for_end(child: Child, seconds: float) -> bool:
+    """Wait up to `seconds` for a logger's end. Return whether the logger has ended."""
     try:
         process = os.pidfd_open(child.pid)
     except OSError:
-        # It has been waited for.
+        # The master has waited for the logger already.
         return True
     waiting = select.poll()
     waiting.register(process, select.POLLIN)

@@ -1,8 +1,11 @@
-"""The reaper: the only place where a child is waited for.
+"""The reaper: the only place where the master waits for a child.
 
-SIGCHLD says "some"; the loop asks until nothing is left. Each exit is looked at before it is taken (waitid(2), WNOWAIT), because
-as long as the zombie is there its pid and its group are its own: what it said last is read, and what poold ended is swept up.
-A stop is no exit: `poold.master.children.tracees` takes those that come out of the wait as well.
+SIGCHLD says that some children have ended, and the reaper asks until none is left. The reaper looks
+at each exit before taking the exit (waitid(2), WNOWAIT). As long as the zombie exists, its pid and
+its process group belong to that child. During that time the reaper reads the child's last messages,
+and kills what is left of a group that poold has ended.
+
+The same wait returns stops as well. `poold.master.children.tracees` takes these.
 """
 
 import os
@@ -21,49 +24,58 @@ from poold.master.engine.signals import Inbox
 from poold.scoreboard import CPU_SECONDS, FAILED, MEMORY_BYTES, REAPED, Counters
 from poold.words import Cause, Kind
 
-# Exits, and stops, in one turn; the rest in the next one.
+# The most exits and stops that one turn takes. The next turn takes the others.
 REAPS_MAX = 256
 EXITS = (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED)
 
 
 def exit_code(status: int) -> int | None:
-    """Return the exit code (negative: signal) that a wait status says; None if it says a stop, or that a stopped one goes on (wait(2))."""
+    """Return the exit code in a wait status. A negative code is a signal.
+
+    Return None for a status that tells of a stop, or that a stopped process goes on (wait(2)).
+    """
     return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) or os.WIFSIGNALED(status) else None
 
 
 class Keeper(Protocol):
-    """Who looks after the children of one kind."""
+    """The object that looks after the children of one kind."""
 
     def hear_out(self, child: Child) -> None:
-        """Read what a child whose exit was seen has said last."""
+        """Read the last messages of a child that has ended and is not reaped yet."""
 
     def exited(self, child: Child, exit: Exit) -> Cause | None:
-        """Settle the end of a child that is reaped and has no row any more; return the cause of its session's end, if it had one."""
+        """Settle the end of a child that is reaped and has no row any more.
+
+        Return the cause of the end of its session, or None for no session.
+        """
 
     def stop(self) -> None:
-        """Have every child of this kind leave; again does no harm."""
+        """Ask every child of this kind to leave. Calling this again changes nothing."""
 
     def inherit(self, child: Child) -> None:
-        """Take over a child of the program before. Raises OSError."""
+        """Take over a child of the previous program. Raises OSError."""
 
 
 class Unborn(Protocol):
-    """Who knows of children that have no pid yet: an exit may be theirs (`poold.master.pool.workers.Workers`)."""
+    """The object that knows of children whose pids the master does not know yet.
+
+    `poold.master.pool.workers.Workers` implements this protocol.
+    """
 
     def find(self) -> None:
-        """Find out the pids of those who have told theirs."""
+        """Read the pids that such children have sent."""
 
     def unclaimed(self, exit: Exit) -> None:
-        """Keep an exit that belongs to no row."""
+        """Keep an exit that belongs to no row, because the exit may be that of such a child."""
 
     def match(self) -> Iterable[tuple[Child, Exit]]:
-        """Return those children whose exits were kept."""
+        """Return the children whose exits were kept."""
 
 
 class Reaper:
-    """Waits for children, and has each child's keeper settle what its end leaves behind.
+    """Waits for children. The keeper of a child's kind settles the child's end.
 
-    `keepers` has one for each kind of child there is.
+    `keepers` has a keeper for each kind of child.
     """
 
     def __init__(
@@ -87,36 +99,37 @@ class Reaper:
         self.tracees = Tracees(loop)
 
     def reap(self) -> None:
-        """Take the exits there are, a bounded number a turn."""
+        """Take the exits that have come, a bounded number in each turn."""
         more = True
         try:
             more = self._reap_some()
         finally:
-            # Also after an error, because no signal comes again for those who are left.
+            # Also after an error, because the kernel sends no second SIGCHLD for the children that
+            # are left.
             if more:
                 self._inbox.note(signal.SIGCHLD)
 
     def _reap_some(self) -> bool:
-        """Take a bounded number of exits; say whether there may be more."""
+        """Take a bounded number of exits. Return whether there may be more."""
         for _ in range(REAPS_MAX):
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if found is None:
                     return False
                 if found.si_code in EXITS:
-                    self._take(found.si_pid)
+                    self._take_exit(found.si_pid)
                 else:
                     self.tracees.stopped(found.si_pid)
             except ChildProcessError:
                 self.reconcile()
                 return False
             except Exception:
-                # Its exit may have been taken, and nobody would ask for it again.
+                # The exit may have been taken already, and would not come out of a wait again.
                 self._loop.after(0, self.reconcile)
                 raise
         return True
 
-    def _take(self, pid: int) -> None:
+    def _take_exit(self, pid: int) -> None:
         child = self._table.by_pid(pid)
         if child is None:
             self._unborn.find()
@@ -125,11 +138,12 @@ class Reaper:
             self._hear_out(child)
             self._ladder.sweep(child)
         stranger = child is None and is_process(pid)
-        self.tracees.gone(pid)
+        self.tracees.forget(pid)
         taken, status, usage = os.wait4(pid, os.WNOHANG)
         code = exit_code(status)
         if not taken or code is None:
-            # What was an exit cannot become anything else; if it did, it would be looked at once more.
+            # An exit that was seen cannot become anything else. If that happened, the next turn
+            # would look at the child again.
             return
         if child is not None:
             self._settle(child, Exit(pid, code, usage))
@@ -141,12 +155,15 @@ class Reaper:
         self._keepers[child.kind].hear_out(child)
 
     def match(self) -> None:
-        """Find out to whom the exits belong that had no row when they were taken."""
+        """Settle the children whose exits came before their pids were known."""
         for child, exit in self._unborn.match():
             self._settle(child, exit)
 
     def reconcile(self) -> None:
-        """Let go of children that somebody else has waited for: nobody will tell how they ended (wait(2), ECHILD)."""
+        """Settle children for which another part of this process has waited.
+
+        Such an exit status is lost (wait(2), ECHILD).
+        """
         for child in self._table:
             if not child.pid:
                 continue
@@ -159,11 +176,12 @@ class Reaper:
                 self._settle(child, Exit(child.pid, None, None))
 
     def _settle(self, child: Child, exit: Exit) -> None:
-        """Draw the line under a child: its channel, the slot, its session, the counts.
+        """Settle the end of a child: its channel, its slot, its session and the counts.
 
-        Whatever is raised, it is not signalled any more, has no row, and its keeper knows.
+        Even where a step raises, the child is not signalled any more, has no row, and its keeper
+        knows of the end.
         """
-        self._loop.each(
+        self._loop.call_each(
             (
                 partial(self._ladder.relax, child),
                 partial(self._ladder.close_channel, child),
@@ -179,7 +197,7 @@ class Reaper:
         self._counters.cells[REAPED[child.kind]] += 1
 
     def _conclude(self, child: Child, exit: Exit) -> None:
-        """Have the keeper settle a child's end, and count and tell how it ended."""
+        """Have the keeper settle a child's end, then count and log how the child ended."""
         session = child.session
         cause = self._keepers[child.kind].exited(child, exit)
         failure = failure_of(child, status=exit.status, cause=cause)

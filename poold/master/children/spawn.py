@@ -1,13 +1,19 @@
-"""Starts fresh interpreters: mold, exporter, trial. Workers are not started here; the mold clones them.
+"""Starts fresh interpreters: mold, exporter, logger, trial and guard. The mold clones the workers.
 
-A child inherits descriptors 0 (/dev/null), 1 and 2 (see `poold.master.children.streams`) and the ones it is given by name, as `NAME=NUMBER`
-arguments. Everything else is close-on-exec. Signals: none blocked, every disposition at its default. In a session of its own, so that a
-terminal's Ctrl-C reaches the master alone. Its settings say who its master is, so that it ends with it also if that is dead already.
+A child inherits descriptors 0 (/dev/null), 1 and 2 (`poold.master.children.streams`). Other
+descriptors are inherited by name, as arguments of the form `NAME=NUMBER`. All others are
+close-on-exec. No signal is blocked, and every disposition is the default. The child leads a session
+of its own, so that Ctrl-C on a terminal reaches the master alone. The child's settings have the
+master's pid, so that the child ends with the master, also where the master is dead already.
 
-Whoever is to run as another user becomes that user between fork and exec: an interpreter reads files and variables of its user's before
-the first line of ours (site, `.pth` files, PYTHONPATH), and must not do so with rights that the user does not have. Where that user may
-not run this interpreter at all (it lies under somebody's home), it starts with the master's rights, isolated from all that the user can
-change (`-I`, and variables of the master's own), and becomes the user itself before it reads anything of the user's.
+A child of another user becomes that user between fork and exec. An interpreter reads the user's
+files and variables (site, `.pth` files, PYTHONPATH) before poold's first line. The interpreter must
+not read these with rights that the user does not have.
+
+The user may not be able to run this interpreter, for example one under a home folder. The
+interpreter then starts with the master's rights, isolated from all that the user can change. The
+command has `-I` and variables of the master's own. The child becomes the user before reading
+anything of the user's.
 """
 
 import json
@@ -27,32 +33,38 @@ from poold.master.document.part import Part
 from poold.scoreboard import shared_memory
 from poold.settings.config import Config, People, Server
 
-# The few variables of the master's that children get.
-KEPT = ("PATH", "HOME", "LANG", "TZ", "USER", "LOGNAME", "SHELL")
-# For the mold alone, which takes them out of what handlers see. A function of the C library that is bound before the clone is not bound
-# again in each worker (ld.so(8)): some twenty pages of a worker.
+# The variables of the master that children get.
+KEPT_VARIABLES = ("PATH", "HOME", "LANG", "TZ", "USER", "LOGNAME", "SHELL")
+# Variables for the mold alone, which removes these from what handlers see. With LD_BIND_NOW a
+# function of the C library is bound before the clone, and not again in each worker (ld.so(8)). A
+# worker then copies fewer pages.
 MOLD_VARIABLES = {"LD_BIND_NOW": "1"}
-# Of these, an interpreter gets that is to read nothing of any user's: the master's own, less what belongs to a person.
-ISOLATED = ("PATH", "PYTHONPATH", "LANG", "TZ")
-# The programs of poold's: of each of these modules, an interpreter runs `main`.
+# The variables of the master for an interpreter that must read nothing of any user's: no variable
+# that belongs to a person.
+ISOLATED_VARIABLES = ("PATH", "PYTHONPATH", "LANG", "TZ")
+# poold's programs: the modules whose `main` a fresh interpreter runs.
 EXPORTER, GUARD, LOGGER, MOLD = "poold.exporter.main", "poold.master.guard", "poold.logger.main", "poold.mold.main"
 TRIAL, REHEARSAL, SUCCESSOR = "poold.settings.trial", "poold.master.rehearsal", "poold.master.successor"
 PROGRAMS = (EXPORTER, GUARD, LOGGER, MOLD, TRIAL, REHEARSAL, SUCCESSOR)
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# `-P` keeps the working directory out of sys.path. `-c` and not `-m`, which would load runpy and what it needs. The package is this
-# master's own, wherever it was found; its folder is on the path for that one import only.
-PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); import poold; del sys.path[0]; from {module} import main; sys.exit(main())"
-# Not resolved: behind a link that an operator moves to another release, an upgrade finds that one.
+# `-P` keeps the working directory out of sys.path. `-c` and not `-m`, which would load runpy and
+# what runpy needs. The package is this master's own, and its folder is on the path for that one
+# import only.
+BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv.pop(1)); import poold; del sys.path[0]; from {module} import main; sys.exit(main())"
+# The path is not resolved. An operator may move a link to another release, and an upgrade then
+# finds that release behind the link.
 HOME = str(Path(__file__).absolute().parents[3])
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a mold is started with. JSON throughout: at an upgrade the new code writes it and the old code only passes it on.
+    """What a mold is started with.
 
-    `seconds` is how long the handler's import may take. `environment` has nothing of the user's: a master of an older version starts the
-    mold with its own rights. The document has `variables`, which are the user's.
+    All values are JSON: at an upgrade the new code writes the recipe, and the old code only passes
+    the recipe on. `seconds` is how long the handler's import may take. `environment` has no
+    variable of the user's, because a master of an older version starts the mold with its own
+    rights. The user's variables are in the document, under `variables`.
     """
 
     document: Mapping[str, Any]
@@ -62,13 +74,17 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class LauncherPart(Part):
-    """What children are started with: the limits of open files as they were at first (getrlimit(2): -1 is none), and the log's pipes."""
+    """What children are started with: limits and pipes.
+
+    `limits` are the limits of open files that the master had at first (getrlimit(2); -1 is no
+    limit). `streams` are the pipes of the log.
+    """
 
     limits: tuple[int, ...]
     streams: StreamsPart | None = None
 
     def check(self) -> None:
-        """Raise ValueError where these are no limits."""
+        """Raise ValueError where `limits` are no limits."""
         if len(self.limits) != 2:
             raise ValueError("limits are soft and hard")
 
@@ -80,7 +96,10 @@ class LauncherPart(Part):
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """What every start needs: the master's environment, its limit of open files as it was before it was raised, and its streams."""
+    """What every start needs: the master's environment, limits and streams.
+
+    `limits` are the limits of open files that the master had before raising its own.
+    """
 
     environ: Mapping[str, str]
     limits: tuple[int, int]
@@ -91,22 +110,23 @@ class Launcher:
         return LauncherPart(limits=self.limits, streams=self.streams.save())
 
     def restore(self, part: LauncherPart) -> None:
-        """Do nothing: a launcher is made of its part, because a start needs it first of all."""
+        """Do nothing: the launcher is made of its part, because a start needs a launcher first."""
 
     def exporter(self, current: Current, **fds: int) -> int:
         """Start an exporter and return its pid. Raises OSError."""
-        document = {**self._helper(current), "identity": current.people.helper}
-        return self._start(EXPORTER, document, isolated(self.environ), fds, self.streams.output)
+        document = {**self._helper_document(current), "identity": current.people.helper}
+        return self._start(EXPORTER, document, isolated_variables(self.environ), fds, self.streams.output)
 
     def logger(self, current: Current, **fds: int) -> int:
         """Start a logger and return its pid. Raises OSError.
 
-        It changes its user itself: before its first line nobody of that user, whom sessions may run as too, is to take the log from it.
+        The logger changes its user itself. Sessions may run as the same user. Before the logger's
+        first line, no process of that user must be able to take the log from the logger.
         """
-        document = {**self._helper(current), "becomes": current.people.helper}
-        return self._start(LOGGER, document, isolated(self.environ), fds, self.streams.real, isolate=True)
+        document = {**self._helper_document(current), "becomes": current.people.helper}
+        return self._start(LOGGER, document, isolated_variables(self.environ), fds, self.streams.real, isolate=True)
 
-    def _helper(self, current: Current) -> dict[str, Any]:
+    def _helper_document(self, current: Current) -> dict[str, Any]:
         config = current.config
         return {
             "nofile": self.limits,
@@ -117,7 +137,7 @@ class Launcher:
 
     def recipe(self, config: Config, people: People) -> Recipe:
         """Return what a mold for these settings is started with."""
-        variables = environment(config.server, people, self.environ)
+        variables = mold_variables(config.server, people, self.environ)
         document = {
             **mold_document(config),
             "identity": people.workers,
@@ -125,16 +145,19 @@ class Launcher:
             "nofile": list(self.limits),
             "own_variables": [name for name in MOLD_VARIABLES if name not in variables],
         }
-        return Recipe(document, MOLD_VARIABLES | isolated(self.environ), config.timeouts.import_)
+        return Recipe(document, MOLD_VARIABLES | isolated_variables(self.environ), config.timeouts.import_)
 
     def mold(self, recipe: Recipe, **fds: int) -> int:
         """Start a mold and return its pid. Raises OSError."""
-        # A recipe of an older version has its variables nowhere else.
+        # A recipe of an older version has the variables in `environment` alone.
         variables = recipe.document.get("variables", recipe.environment)
         return self._start(MOLD, recipe.document, MOLD_VARIABLES | variables, fds, self.streams.output)
 
     def trial(self, file: str | None, *, module: str = TRIAL, **fds: int) -> int:
-        """Start a trial, which sees the master's own environment, and return its pid. Raises OSError."""
+        """Start a trial and return its pid. Raises OSError.
+
+        A trial gets the master's own environment.
+        """
         return self._start(module, {"file": file}, self.environ, fds, self.streams.own)
 
     def guard(self, config: Config, **fds: int) -> int:
@@ -154,27 +177,32 @@ class Launcher:
     ) -> int:
         whole = {**document, "master": os.getpid(), "log_framed": self.streams.logged}
         settings = memory_file("settings", json.dumps(whole).encode())
-        given = {**fds, "settings": settings}
+        inherited = {**fds, "settings": settings}
         identity = document.get("identity")
         try:
             try:
-                return start(module, fds=given, environment=environ, output=output, identity=identity, isolate=isolate)
+                return start_interpreter(module, fds=inherited, environment=environ, output=output, identity=identity, isolate=isolate)
             except PermissionError:
                 if identity is None:
                     raise
                 log.info("interpreter_isolated", module=module, interpreter=sys.executable, uid=identity["uid"])
-                return start(module, fds=given, environment=MOLD_VARIABLES | isolated(self.environ), output=output, isolate=True)
+                variables = MOLD_VARIABLES | isolated_variables(self.environ)
+                return start_interpreter(module, fds=inherited, environment=variables, output=output, isolate=True)
         finally:
             os.close(settings)
 
 
 def memory_file(name: str, data: bytes = b"") -> int:
-    """Return a descriptor of a memory file with this content, to be read from its start; the caller closes it."""
+    """Return a descriptor of a memory file with this content, at the start of the file.
+
+    The caller closes the descriptor. Raises OSError.
+    """
     fd = shared_memory(name, 0)
     try:
         left = memoryview(data)
         while left:
-            # As much as there is memory for, and no more: what is missing is told by the next try (write(2)).
+            # A write takes as much as there is memory for. The next write then raises the error
+            # (write(2)).
             left = left[os.write(fd, left) :]
         os.lseek(fd, 0, os.SEEK_SET)
     except BaseException:
@@ -183,13 +211,16 @@ def memory_file(name: str, data: bytes = b"") -> int:
     return fd
 
 
-def command(module: str, fds: Mapping[str, int], *, isolate: bool = False) -> list[str]:
-    """Return the command that runs `main` of a module in a fresh interpreter, with the code that is on disk now."""
+def interpreter_command(module: str, fds: Mapping[str, int], *, isolate: bool = False) -> list[str]:
+    """Return the command that runs `main` of a module in a fresh interpreter.
+
+    The interpreter loads the code that is on disk at that moment.
+    """
     option = "-I" if isolate else "-P"
-    return [sys.executable, option, "-c", PROGRAM.format(module=module), HOME, *arguments.write(fds)]
+    return [sys.executable, option, "-c", BOOTSTRAP.format(module=module), HOME, *arguments.write(fds)]
 
 
-def start(
+def start_interpreter(
     module: str,
     *,
     fds: Mapping[str, int],
@@ -198,13 +229,14 @@ def start(
     identity: Mapping[str, Any] | None = None,
     isolate: bool = False,
 ) -> int:
-    """Start `main` of a module in a fresh interpreter, as this identity (None: as the master), and return its pid. Raises OSError.
+    """Start `main` of a module in a fresh interpreter. Return the pid. Raises OSError.
 
-    `output` becomes its descriptors 1 and 2.
+    `identity` is the user of the process, or None for the master's own. `output` becomes
+    descriptors 1 and 2.
     """
     person = {} if identity is None else {"user": identity["uid"], "group": identity["gid"], "extra_groups": identity["groups"]}
     started = subprocess.Popen(
-        command(module, fds, isolate=isolate),
+        interpreter_command(module, fds, isolate=isolate),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
@@ -213,26 +245,33 @@ def start(
         start_new_session=True,
         **person,
     )
-    # The reaper alone waits for children; without a status, the next start would wait for this one (subprocess, _cleanup).
+    # The reaper alone waits for children. Without a returncode, the next start would wait for this
+    # process (subprocess, _cleanup).
     started.returncode = 0
     return started.pid
 
 
-def isolated(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the few variables of an interpreter that is to read nothing of any user's."""
-    kept = {key: value for key, value in environ.items() if key in ISOLATED or key.startswith("LC_")}
+def isolated_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of an interpreter that must read nothing of any user's."""
+    kept = {key: value for key, value in environ.items() if key in ISOLATED_VARIABLES or key.startswith("LC_")}
     return {"PATH": DEFAULT_PATH, "PYTHONNOUSERSITE": "1"} | kept
 
 
-def environment(server: Server, people: People, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of a mold and its workers: a few of the master's, those of the user, those of the settings."""
-    kept = {key: value for key, value in environ.items() if key in KEPT or key.startswith("LC_")}
+def mold_variables(server: Server, people: People, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a mold and its workers.
+
+    These are a few of the master's, those of the user and those of the settings.
+    """
+    kept = {key: value for key, value in environ.items() if key in KEPT_VARIABLES or key.startswith("LC_")}
     kept.setdefault("PATH", DEFAULT_PATH)
     return kept | people.variables | dict(server.environment)
 
 
 def service_name(server: Server) -> str:
-    """Return the short name of what is served, for process titles: the handler's module or class, or the program."""
+    """Return the short name of the service for process titles.
+
+    The name is the handler's module or class, or the program.
+    """
     if server.command is not None:
         return os.path.basename(server.command[0])
     module, _, attribute = (server.handler or "").partition(":")
@@ -254,6 +293,7 @@ def mold_document(settings: Config) -> dict[str, Any]:
         "connections_per_child": pool.connections_per_child if server.command is None else 1,
         "log_format": settings.log.format,
         "log_level": settings.log.level,
-        # Their stream is the master's own; the variable that says so is not for them.
+        # The stream of mold and workers is the master's, and so is this fact. The variable that
+        # tells a process about the journal is not passed to them.
         "log_journal": log.journal,
     }

@@ -1,8 +1,8 @@
-"""What keepers do alike whose kind has one child in use at a time.
+"""What the keepers of exporters, loggers and molds have in common: one child in use at a time.
 
-start ───▶ in use ──▶ ended: started again, later and later as long as that fails
+start ───▶ in use ──▶ ended: started again, after a delay that grows as long as the starts fail
 prepare ─▶ candidate ─▶ ready ─▶ adopted: in use, and the one before is asked to leave
-└────▶ discarded
+           └────▶ discarded
 """
 
 from abc import ABC, abstractmethod
@@ -18,13 +18,14 @@ from poold.master.engine.throttle import Throttle
 from poold.scoreboard import SPAWNED, Counters
 from poold.words import Kind
 
-# Told how a prepared child turned out: None, or why the child cannot be used.
+# A function that is called with None when the candidate is ready, or with the reason why the
+# candidate cannot be used.
 Prepared = Callable[[str | None], object]
 
 
 @dataclass(frozen=True, slots=True)
 class Starter:
-    """Starts children that the master talks with on a channel."""
+    """Starts children that have a channel to the master."""
 
     loop: Loop
     table: ChildTable
@@ -42,8 +43,9 @@ class Starter:
     ) -> Child:
         """Start a child and return its row. Raises OSError, and then nothing is left.
 
-        `pair` makes the master's end of the channel and the child's. `launch` gets the descriptor of the child's end, starts the
-        process and returns a pid. `read` is called whenever there is something to read from the child.
+        `pair` makes the master's end of the channel and the child's. `launch` gets the descriptor
+        of the child's end, starts the process and returns the pid. `read` is called whenever the
+        channel is readable.
         """
         child = self.table.claim(kind, generation=generation, now=self.loop.clock())
         try:
@@ -64,13 +66,16 @@ class Starter:
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """A child of such a kind. `prepared` is set as long as the child is a candidate."""
+    """A child of one of these kinds. `prepared` is set as long as the child is a candidate."""
 
     child: Child
     prepared: Prepared | None = None
 
-    def turned_out(self, reason: str | None) -> None:
-        """Tell whoever had a candidate prepared that it is ready, or why it cannot be used."""
+    def report_outcome(self, reason: str | None) -> None:
+        """Call `prepared` if the child is a candidate.
+
+        `reason` is None when the candidate is ready, or why the candidate cannot be used.
+        """
         if self.prepared is not None:
             self.prepared(reason)
 
@@ -79,7 +84,7 @@ M = TypeVar("M", bound=Member)
 
 
 class Succession(ABC, Generic[M]):
-    """The child in use, and a candidate that is being prepared to succeed it."""
+    """The child in use, and a candidate that is being prepared to take its place."""
 
     def __init__(self, *, loop: Loop, ladder: Ladder) -> None:
         self._loop = loop
@@ -91,32 +96,44 @@ class Succession(ABC, Generic[M]):
 
     @abstractmethod
     def start(self) -> None:
-        """Start a child for the settings in force, if one is wanted and there is none; a failure is tried again later."""
+        """Start a child for the current settings, if one is wanted and there is none.
+
+        After a failure the keeper tries again later.
+        """
 
     @abstractmethod
-    def _tell(self, reason: str, *, first: bool) -> None:
-        """Log why there is none in use, and that another try will be made; `first` since the last success."""
+    def _log_failure(self, reason: str, *, first: bool) -> None:
+        """Log why there is no child in use, and that the keeper will try again.
 
-    def _again(self, reason: str) -> None:
-        """Start another child later, because one could not be started or has ended; "": the reason has been told."""
+        `first` says that this is the first failure since the last success.
+        """
+
+    def _start_later(self, reason: str) -> None:
+        """Start another child later, because a start has failed or a child has ended.
+
+        An empty `reason` has been logged already.
+        """
         first = self._throttle.failed(self._loop.clock())
         if reason:
-            self._tell(reason, first=first)
+            self._log_failure(reason, first=first)
         self._loop.at(self._throttle.until, self.start)
 
     def discard(self) -> None:
-        """Give up the candidate; what it was given is its giver's to close."""
+        """Ask the candidate to leave.
+
+        The caller of `prepare` closes what the candidate was given.
+        """
         candidate, self._candidate = self._candidate, None
         self._dismiss(candidate)
 
     def _dismiss(self, member: M | None) -> None:
-        """Ask a child to leave that is not in use."""
+        """Ask a child that is not in use to leave."""
         if member is not None and not member.child.leaving:
             member.prepared = None
             self._ladder.retire(member.child)
 
     def _staying(self) -> Iterator[M]:
-        """Yield those that have not been told to leave."""
+        """Yield the children that were not asked to leave."""
         return (member for member in list(self._members.values()) if not member.child.leaving)
 
     def stop(self) -> None:

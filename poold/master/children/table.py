@@ -1,7 +1,9 @@
-"""The table of children: pure, and the only place where a child's state changes.
+"""The table of children: the only place where a child's state changes.
 
-Every process that poold makes is here from before it exists until it is reaped. A slot is claimed first; so an exit can never
-come before its row. Transitions are data; an illegal one raises and changes nothing.
+The table makes no system call. Every process that poold makes has a row, from before the process
+exists until the process is reaped. The master claims a slot before making the process, so that no
+exit can come before the row. The transitions are data. A transition that is not in the data raises
+InternalError and changes nothing.
 """
 
 import errno
@@ -14,7 +16,7 @@ from poold.channel import Wire
 from poold.childrows import AUXILIARY_SLOTS, SLOTS
 from poold.errors import InternalError
 from poold.master.clients.sessions import Session, SessionPart
-from poold.master.document.part import descriptor, within
+from poold.master.document.part import check_descriptor, check_range
 from poold.master.engine.deadlines import Deadline
 from poold.words import Cause, Failure, Kind, State
 
@@ -29,7 +31,11 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 
 
 class NoSlotError(OSError, LookupError):
-    """Every slot is taken. An OSError too: whoever makes a process goes on as where the kernel has none left, later or not at all."""
+    """Every slot is taken.
+
+    This is an OSError as well: the code that makes a process treats a full table like a kernel that
+    cannot fork.
+    """
 
     def __init__(self, slots: int, what: str) -> None:
         super().__init__(errno.EAGAIN, f"all {slots} slots for {what} are taken")
@@ -37,7 +43,11 @@ class NoSlotError(OSError, LookupError):
 
 @dataclass(frozen=True, slots=True)
 class ChildPart:
-    """A born child. `channel` is the master's end, None where it is closed; `page` a worker's activity page, None where it has none."""
+    """A born child in the state document.
+
+    `channel` is the master's end, or None where that end is closed. `page` is a worker's activity
+    page, or None for no page.
+    """
 
     slot: int
     incarnation: int
@@ -55,22 +65,22 @@ class ChildPart:
 
     def __post_init__(self) -> None:
         first, beyond = (AUXILIARY_SLOTS, SLOTS) if self.kind is Kind.WORKER else (0, AUXILIARY_SLOTS)
-        within(f"the slot of a {self.kind}", self.slot, first, beyond - 1)
-        within("an incarnation", self.incarnation, 0, (1 << 32) - 1)
-        within("a generation", self.generation, 0, (1 << 32) - 1)
-        within("a pid", self.pid, 2, (1 << 31) - 1)
-        within("a time", self.claimed_at, 0)
-        descriptor(self.channel)
-        descriptor(self.page)
+        check_range(f"the slot of a {self.kind}", self.slot, first, beyond - 1)
+        check_range("an incarnation", self.incarnation, 0, (1 << 32) - 1)
+        check_range("a generation", self.generation, 0, (1 << 32) - 1)
+        check_range("a pid", self.pid, 2, (1 << 31) - 1)
+        check_range("a time", self.claimed_at, 0)
+        check_descriptor(self.channel)
+        check_descriptor(self.page)
         if self.session is not None and (self.kind is not Kind.WORKER or self.state in (State.STARTING, State.SPARE)):
             raise ValueError(f"a {self.kind} that is {self.state} has no session")
 
 
 @dataclass(slots=True, eq=False)
 class Child:
-    """One child of the master; a slot with no pid yet is claimed, not born.
+    """One child of the master. While `pid` is 0 the slot is claimed and the child is not born.
 
-    `failure` and `excused` are what the master decided before the exit: that it counts as failed, or that it does not.
+    `failure` and `excused` are decided before the exit: the child counts as failed, or does not.
     """
 
     slot: int
@@ -84,20 +94,23 @@ class Child:
     session: Session | None = None
     failure: Failure | None = None
     excused: bool = False
-    # What is known of a birth: whether the mold has answered, and the pid it named (gossip, to match an exit with an order).
+    # Facts about a birth: whether the mold has answered, and the pid that the mold has named. That
+    # pid serves to match an exit with an order, and the master trusts the kernel alone.
     mold: "Child | None" = None
     answered: bool = False
     named_pid: int = 0
-    # Its exit has been seen: it is a zombie that is about to be reaped.
+    # The reaper has seen the exit: the child is a zombie that is about to be reaped.
     exiting: bool = False
     channel: Wire | None = None
-    # A worker's activity page; None for other kinds, for programs, and for workers that an older program has made.
+    # A worker's activity page. None for other kinds, for commands, and for workers that an older
+    # program has made.
     page: int | None = None
     deadline: Deadline | None = None
 
     def save(self) -> ChildPart:
-        """Return what the next program must know of a born child."""
-        # A session that is not acknowledged does not cross: it is waited for before the document that counts is made.
+        """Return what the next program must know about a born child."""
+        # A session that is not acknowledged is not saved. An upgrade waits for the acknowledgement
+        # before making the document that the next program reads.
         session = self.session if self.session is not None and self.session.acknowledged else None
         return ChildPart(
             slot=self.slot,
@@ -117,7 +130,7 @@ class Child:
 
     @property
     def leaving(self) -> bool:
-        """Say whether it has been told to go."""
+        """Say whether the child has been asked or forced to leave."""
         return self.state in (State.RETIRING, State.TERMINATING, State.KILLED)
 
 
@@ -130,15 +143,19 @@ class ChildTable:
     _free: list[int] = field(default_factory=list)
     _used: int = AUXILIARY_SLOTS
     _incarnation: int = 0
-    # Born children only, by kind and state: an order to the mold is not a child.
+    # Born children only, by kind and state. An order to the mold is not a child.
     census: Counter[tuple[Kind, State]] = field(default_factory=Counter)
     workers: int = 0
-    # Born children that have changed since `take_changes`: kinds and states, and children by slot (None: removed).
-    _stirred: set[tuple[Kind, State]] = field(default_factory=set)
-    _moved: dict[int, Child | None] = field(default_factory=dict)
+    # Born children that have changed since `take_changes`: kinds and states, and children by slot
+    # (None: removed).
+    _changed_states: set[tuple[Kind, State]] = field(default_factory=set)
+    _changed_children: dict[int, Child | None] = field(default_factory=dict)
 
     def claim(self, kind: Kind, *, generation: int, now: float) -> Child:
-        """Take a slot for a child that is about to be made. Raises NoSlotError when every slot is taken."""
+        """Take a slot for a child that the caller is about to make.
+
+        Raises NoSlotError when every slot is taken.
+        """
         slot = self._free_slot(kind)
         self._incarnation = (self._incarnation + 1) & 0xFFFFFFFF
         child = Child(slot, self._incarnation, kind, generation, now)
@@ -147,16 +164,19 @@ class ChildTable:
         return child
 
     def inherit(self, child: Child) -> None:
-        """Take over a born child of the program before, in its slot; before any is claimed, and `settle_slots` after the last."""
+        """Put a born child of the previous program into its slot.
+
+        The caller does this before any `claim`, and calls `settle_slots` after the last child.
+        """
         self._rows[child.slot] = child
         self._pids[child.pid] = child
         self._incarnation = max(self._incarnation, child.incarnation)
         self.census[child.kind, child.state] += 1
         self.workers += child.kind is Kind.WORKER
-        self._note(child)
+        self._note_change(child)
 
     def settle_slots(self) -> None:
-        """Find out which slots are free among those that were inherited."""
+        """Compute which slots are free after the last inherited child."""
         self._used = max((slot + 1 for slot in self._rows), default=0)
         self._used = max(self._used, AUXILIARY_SLOTS)
         self._free = [slot for slot in range(AUXILIARY_SLOTS, self._used) if slot not in self._rows]
@@ -175,13 +195,13 @@ class ChildTable:
         return self._used - 1
 
     def born(self, child: Child, pid: int) -> None:
-        """Fill in the pid of a child that the kernel has proved to exist."""
+        """Fill in the pid of a child whose existence the kernel has proved."""
         if child.pid or pid in self._pids or pid <= 1:
             raise InternalError(f"pid {pid} cannot be that of the child in slot {child.slot}")
         child.pid = pid
         self._pids[pid] = child
         self.census[child.kind, child.state] += 1
-        self._note(child)
+        self._note_change(child)
 
     def move(self, child: Child, state: State) -> None:
         """Change a child's state."""
@@ -191,7 +211,7 @@ class ChildTable:
         if child.pid:
             self.census[child.kind, before] -= 1
             self.census[child.kind, state] += 1
-            self._note(child, before)
+            self._note_change(child, before)
 
     def assign(self, child: Child, session: Session) -> None:
         """Give a spare its session."""
@@ -203,41 +223,45 @@ class ChildTable:
         self.move(child, State.SERVING)
 
     def done(self, child: Child) -> None:
-        """Let a worker that has finished one session be a spare again."""
+        """Make a worker that has finished a session a spare again."""
         child.session = None
         if child.state is State.SERVING:
             self.move(child, State.SPARE)
 
     def remove(self, child: Child) -> None:
-        """Take a child out: reaped, or never born."""
+        """Remove the row of a child that was reaped or never born."""
         if self._rows.pop(child.slot, None) is not child:
             raise InternalError(f"the child in slot {child.slot} has been removed before")
         if child.pid:
             del self._pids[child.pid]
             self.census[child.kind, child.state] -= 1
-            self._note(child, removed=True)
+            self._note_change(child, removed=True)
         if child.kind is Kind.WORKER:
             self.workers -= 1
             heapq.heappush(self._free, child.slot)
 
-    def _note(self, child: Child, before: State | None = None, *, removed: bool = False) -> None:
-        self._stirred.add((child.kind, child.state))
+    def _note_change(self, child: Child, before: State | None = None, *, removed: bool = False) -> None:
+        self._changed_states.add((child.kind, child.state))
         if before is not None:
-            self._stirred.add((child.kind, before))
-        self._moved[child.slot] = None if removed else child
+            self._changed_states.add((child.kind, before))
+        self._changed_children[child.slot] = None if removed else child
 
     def take_changes(self) -> tuple[set[tuple[Kind, State]], dict[int, Child | None]]:
-        """Return what has changed since the last call: kinds and states to be counted anew, and children by slot (None: removed)."""
-        stirred, moved = self._stirred, self._moved
-        self._stirred, self._moved = set(), {}
-        return stirred, moved
+        """Return the changes since the last call.
+
+        The result has the kinds and states whose numbers have changed, and the changed children by
+        slot (None: removed).
+        """
+        changed_states, changed_children = self._changed_states, self._changed_children
+        self._changed_states, self._changed_children = set(), {}
+        return changed_states, changed_children
 
     def by_pid(self, pid: int) -> Child | None:
         """Return the child with this pid."""
         return self._pids.get(pid)
 
     def at(self, slot: int, incarnation: int) -> Child | None:
-        """Return the child in a slot, unless the slot has changed hands since."""
+        """Return the child in a slot, or None where the slot has another incarnation by now."""
         child = self._rows.get(slot)
         return child if child is not None and child.incarnation == incarnation else None
 
@@ -258,7 +282,10 @@ class ChildTable:
 
 
 def cause_of(session: Session, *, status: int | None, client_gone: bool) -> Cause:
-    """Say why a session ended whose worker ended with this exit code (negative: signal; None: unknown)."""
+    """Return why a session ended whose worker ended with this exit code.
+
+    A negative code is a signal, None is unknown.
+    """
     if session.cause is not None:
         return session.cause
     if status is None:
@@ -272,7 +299,10 @@ def cause_of(session: Session, *, status: int | None, client_gone: bool) -> Caus
 
 
 def failure_of(child: Child, *, status: int | None, cause: Cause | None) -> Failure | None:
-    """Say whether a child that ended with this exit code failed, and why; `cause` is its last session's."""
+    """Return how a child with this exit code has failed, or None for no failure.
+
+    `cause` is the cause of the end of its last session.
+    """
     if child.failure is not None:
         return child.failure
     if child.excused or cause in (Cause.CLIENT_GONE, Cause.HANDSHAKE_ERROR, Cause.DRAINED, Cause.KILLED):

@@ -1,1 +1,1 @@
-"""Whoever connects, from the listening socket to the session's end."""
+"""Clients, from the listening socket to the end of the session."""

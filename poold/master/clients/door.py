@@ -1,7 +1,7 @@
-"""The door: whoever connects is let in or refused here, and nowhere else.
+"""The door: the only place where a connection is let in or refused.
 
-listeners: accept ─▶ door: room? ─▶ pool: a worker for the connection ─▶ its session's end
-└──▶ linger: the refusal, and a clean end
+listeners: accept ─▶ door: room? ─▶ pool: a worker for the connection ─▶ the session's end
+                      └──▶ linger: the refusal, and a clean end
 """
 
 from typing import Protocol
@@ -16,23 +16,29 @@ from poold.words import Refusal
 
 
 class Workers(Protocol):
-    """What the door asks of the workers' pool (`poold.master.pool.pool.Pool`, a room above this one)."""
+    """The pool as the door sees the pool.
+
+    `poold.master.pool.pool.Pool` implements this protocol, and stands in a folder above this one.
+    """
 
     def accepts(self) -> bool:
-        """Say whether one more connection would get a worker, or be refused for want of one."""
+        """Say whether the master may accept one more connection.
+
+        The connection would then get a worker, or be refused because the pool is full.
+        """
 
     def has_room(self) -> bool:
         """Say whether one more connection would get a worker."""
 
     def full(self) -> bool:
-        """Say whether the cap is the reason why there is no room."""
+        """Say whether `pool.max_children` is the reason why there is no room."""
 
     def take(self, accepted: Accepted) -> None:
-        """Make a session of an accepted connection, and bring the session and a worker together."""
+        """Make a session of an accepted connection, and hand the session over to a worker."""
 
 
 class Door:
-    """Rules on newcomers: before the accept, whether there is one; after the accept, what becomes of the connection."""
+    """Decides whether the master accepts, and what becomes of each accepted connection."""
 
     def __init__(self, *, life: Life, current: Current, pool: Workers, linger: Linger, counters: Counters) -> None:
         self._life = life
@@ -42,11 +48,14 @@ class Door:
         self._counters = counters
 
     def is_open(self) -> bool:
-        """Say whether one more connection may be accepted: to be served or to be refused."""
+        """Say whether one more connection may be accepted, to be served or refused."""
         return self._life.accepts and self._pool.accepts()
 
     def enter(self, accepted: Accepted) -> None:
-        """Let an accepted connection in, or refuse the client. From here on it is a session or refused, never both."""
+        """Let an accepted connection in, or refuse the connection.
+
+        From here on the connection is either a session or refused, never both.
+        """
         if self._pool.has_room():
             self._pool.take(accepted)
         else:

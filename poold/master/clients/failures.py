@@ -1,6 +1,8 @@
-"""How many sessions fail: over a limit, workers leave out why, and the master says how many there were.
+"""Limits how many failed sessions are logged with a reason.
 
-A worker sees only its own session, so a limit of its own would never be reached.
+A worker logs why its session has failed. Above a limit, the master tells all workers to leave out
+the reason, and logs how many reasons were left out. The master keeps the limit, because a worker
+sees only its own session and would never reach a limit of its own.
 """
 
 from poold.log import WINDOW, log
@@ -8,43 +10,44 @@ from poold.master.engine.loop import Loop
 from poold.pages import PhasePage
 from poold.words import Cause
 
-# In `WINDOW` seconds. Those that fail at the same moment as the last of them still say why.
-TOLD_MAX = 50
+# The most failures in `WINDOW` seconds that are logged with a reason. Sessions that fail at the
+# same moment as the last of these still log a reason.
+REASONS_MAX = 50
 
 
 class Failures:
-    """Counts sessions that end as `exit`."""
+    """Counts sessions that end as `exit`, and sets the flag on the phase page that workers read."""
 
     def __init__(self, loop: Loop, phase: PhasePage) -> None:
         self._loop = loop
         self._phase = phase
-        self._since = 0.0
-        self._told = 0
-        self._untold = 0
+        self._window_start = 0.0
+        self._reasons = 0
+        self._suppressed = 0
         self._hushed = False
-        # An upgrade may have come in the middle.
+        # The previous program may have set the flag before an upgrade.
         phase.hush(False)
 
     def ended(self, cause: Cause) -> None:
-        """Take note of a session's end."""
+        """Note the end of a session."""
         if cause is not Cause.EXIT:
             return
         if self._hushed:
-            self._untold += 1
+            self._suppressed += 1
             return
         now = self._loop.clock()
-        if now - self._since >= WINDOW:
-            self._since, self._told = now, 0
-        self._told += 1
-        if self._told >= TOLD_MAX:
+        if now - self._window_start >= WINDOW:
+            self._window_start, self._reasons = now, 0
+        self._reasons += 1
+        if self._reasons >= REASONS_MAX:
             self._hushed = True
             self._phase.hush(True)
-            self._loop.at(self._since + WINDOW, self.settle)
+            self._loop.at(self._window_start + WINDOW, self.settle)
 
     def settle(self) -> None:
-        """Let workers say again why sessions fail, and say how many have not."""
-        self._hushed, self._told = False, 0
+        """Let workers log reasons again, and log how many reasons were left out."""
+        self._hushed, self._reasons = False, 0
         self._phase.hush(False)
-        untold, self._untold = self._untold, 0
-        if untold:
-            log.error("handler_failed", suppressed=untold)
+        suppressed, self._suppressed = self._suppressed, 0
+        if suppressed:
+            log.error("handler_failed", suppressed=suppressed)

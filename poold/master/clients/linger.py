@@ -1,8 +1,12 @@
-"""A clean end for refused clients: the message, our end of the connection, then a while for theirs.
+"""A clean end for refused connections.
 
-close() with bytes unread makes the kernel send a reset, and the client loses the message that was on its way (RFC 1122, 4.2.2.13).
-So refused connections stay a moment, and what their clients send is thrown away by the kernel (tcp(7), MSG_TRUNC); on a unix
-socket, where the kernel does not offer that, into a buffer that nobody looks at.
+The master sends the message, shuts down its side, and waits a while for the client's side to end.
+On a close() with unread bytes the kernel sends a reset, and the client loses the message that is on
+the way (RFC 1122, 4.2.2.13).
+
+What the client sends meanwhile is discarded. On TCP the kernel discards the bytes (tcp(7),
+MSG_TRUNC). On a unix socket the kernel does not offer that, and the master reads the bytes into a
+buffer that is never looked at.
 """
 
 import socket
@@ -18,7 +22,7 @@ from poold.master.engine.loop import Loop
 from poold.settings.descriptors import LINGER_MAX
 
 LINGER_SECONDS = 1.0
-_SCRAP = bytearray(65536)
+_DISCARDED = bytearray(65536)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +44,11 @@ class Linger:
         self._open: dict[Wire, Deadline] = {}
 
     def refuse(self, refused: Wire, message: bytes) -> None:
-        """Send the message and end the connection in peace; owns the socket from here on.
+        """Send the message and end the connection. The socket belongs to this object from here on.
 
-        A message of settings (1 KiB at most) is sent whole or not at all: the empty buffer of a new connection has room for it (the
-        least that tcp_wmem and SO_SNDBUF can be set to is 4 KiB: tcp(7), socket(7)).
+        A message of the settings (1 KiB at most) is sent whole or not at all. The empty send buffer
+        of a new connection has room for the message: tcp_wmem and SO_SNDBUF cannot be set below 4
+        KiB (tcp(7), socket(7)).
         """
         refused.setblocking(False)
         try:
@@ -52,25 +57,26 @@ class Linger:
             refused.shutdown(socket.SHUT_WR)
             self._loop.watch(refused, partial(self._discard, refused))
         except OSError:
-            # The client has gone already, its window is shut, or it cannot be watched: it has had what it could get.
+            # The client has gone already, or its window is shut, or the socket cannot be watched.
+            # The client has had what could be sent.
             refused.close()
             return
-        self._keep(refused)
+        self._close_later(refused)
 
     def save(self) -> LingerPart:
-        """Return those that have not ended yet."""
+        """Return the connections that have not ended yet."""
         return LingerPart(lingering=tuple(refused.fileno() for refused in self._open))
 
     def restore(self, part: LingerPart) -> None:
-        """Take over the connections that the program before has refused."""
+        """Take over the connections that the previous program has refused."""
         for fd in part.lingering:
-            refused = sockets.connection(fd)
+            refused = sockets.adopt_connection(fd)
             if refused is not None:
                 refused.setblocking(False)
                 self._loop.watch(refused, partial(self._discard, refused))
-                self._keep(refused)
+                self._close_later(refused)
 
-    def _keep(self, refused: Wire) -> None:
+    def _close_later(self, refused: Wire) -> None:
         if len(self._open) >= LINGER_MAX:
             self._close(next(iter(self._open)))
         self._open[refused] = self._loop.after(LINGER_SECONDS, partial(self._close, refused))
@@ -79,11 +85,11 @@ class Linger:
         if refused not in self._open:
             return
         try:
-            discarded = refused.recv_into(_SCRAP, len(_SCRAP), socket.MSG_TRUNC)
+            discarded = refused.recv_into(_DISCARDED, len(_DISCARDED), socket.MSG_TRUNC)
         except BlockingIOError:
             return
         except OSError:
-            # A reset: there is nobody left to be polite to.
+            # The connection was reset, so the client reads nothing more.
             discarded = 0
         if not discarded:
             self._close(refused)
@@ -94,5 +100,5 @@ class Linger:
         refused.close()
 
     def close(self) -> None:
-        """End them all now."""
-        self._loop.each(partial(self._close, refused) for refused in list(self._open))
+        """Close all refused connections now."""
+        self._loop.call_each(partial(self._close, refused) for refused in list(self._open))

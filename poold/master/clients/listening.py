@@ -1,4 +1,4 @@
-"""One open listener, and what crosses an upgrade of all of them."""
+"""One open listener, and the listeners' part of the state document."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,9 +11,11 @@ from poold.settings.config import Listener
 
 @dataclass(slots=True, eq=False)
 class Listening:
-    """One open listener; `number` is its cell in the counters.
+    """One open listener. `number` is the listener's number in the counters.
 
-    One that is `leaving` is closed as soon as nobody waits in its queue. `empty` says that nobody did at the last look.
+    A listener that is `leaving` is closed as soon as no connection waits in its queue. `empty` says
+    that no connection waited at the last accept. `unreachable_logged` says that a lost socket file
+    has been logged.
     """
 
     opened: Opened
@@ -21,7 +23,7 @@ class Listening:
     number: int
     family: int
     leaving: bool = False
-    missed: bool = False
+    unreachable_logged: bool = False
     empty: bool = False
     deadline: Deadline | None = None
 
@@ -31,7 +33,7 @@ class Listening:
         return self.listener.name
 
     def save(self) -> "ListenerPart":
-        """Return what the next program must know of it."""
+        """Return what the next program must know about the listener."""
         return ListenerPart(
             address=str(self.listener.address),
             name=self.name,
@@ -44,7 +46,11 @@ class Listening:
 
 @dataclass(frozen=True, slots=True)
 class ListenerPart:
-    """An open listener: its address as the settings have it, and what cannot be changed on an open one."""
+    """An open listener.
+
+    The part has the address as the settings write the address, and what cannot be changed on an
+    open listener.
+    """
 
     address: str
     name: str
@@ -61,5 +67,9 @@ class ListenersPart(Part):
     listeners: tuple[ListenerPart, ...]
 
     def descriptors(self) -> Iterator[int]:
-        """Yield the descriptors of our own listeners; those that are lent are among what was passed."""
+        """Yield the descriptors of the listeners that poold has opened.
+
+        The passed sockets are in the part of `poold.master.clients.store`. In a `SocketPart`,
+        `lent` says that the service manager has passed the socket.
+        """
         return (each.socket.fd for each in self.listeners if not each.socket.lent)

@@ -1,4 +1,4 @@
-"""Sessions: from accept to their one end."""
+"""The sessions, each from accept to its one end."""
 
 from dataclasses import dataclass, field
 
@@ -6,7 +6,7 @@ from poold.address import Endpoint
 from poold.channel import Wire
 from poold.log import log
 from poold.master.clients.failures import Failures
-from poold.master.document.part import Part, within
+from poold.master.document.part import Part, check_range
 from poold.master.engine.deadlines import Deadline
 from poold.scoreboard import ENDED, SESSION_SECONDS, Counters
 from poold.words import Cause
@@ -14,7 +14,7 @@ from poold.words import Cause
 
 @dataclass(slots=True)
 class Accepted:
-    """What accept() gave: who owns this owns the socket."""
+    """An accepted connection. The owner of this object owns the socket."""
 
     socket: Wire
     listener: str
@@ -25,7 +25,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class PeerPart:
-    """A `poold.address.Endpoint`."""
+    """A `poold.address.Endpoint` in the state document."""
 
     family: int
     host: str = ""
@@ -37,17 +37,17 @@ class PeerPart:
 
     @classmethod
     def of(cls, peer: Endpoint) -> "PeerPart":
-        """Return what crosses of an endpoint."""
+        """Return the part of an endpoint."""
         return cls(int(peer.family), peer.host, peer.port, peer.path, peer.pid, peer.uid, peer.gid)
 
     def endpoint(self) -> Endpoint:
-        """Return the endpoint. Its raw address, which only an assignment needs, does not cross."""
+        """Return the endpoint, without the raw address, which only an assignment needs."""
         return Endpoint(self.family, raw=None, host=self.host, port=self.port, path=self.path, pid=self.pid, uid=self.uid, gid=self.gid)
 
 
 @dataclass(frozen=True, slots=True)
 class SessionPart:
-    """A session whose worker has acknowledged it; `listener` is its listener's name."""
+    """A session whose worker has acknowledged the session. `listener` is the listener's name."""
 
     id: int
     listener: str
@@ -57,26 +57,31 @@ class SessionPart:
     cause: Cause | None = None
 
     def __post_init__(self) -> None:
-        within("a session", self.id, 1)
-        within("a time", self.accepted_at, 0)
+        check_range("a session", self.id, 1)
+        check_range("a time", self.accepted_at, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SessionsPart(Part):
-    """The last number that a session got; the sessions themselves are with their workers."""
+    """The id of the last session that has begun.
+
+    The sessions themselves are in the parts of their workers.
+    """
 
     last_session: int
 
     def check(self) -> None:
-        """Raise ValueError where the number cannot be."""
-        within("a session", self.last_session, 0)
+        """Raise ValueError where the id is impossible."""
+        check_range("a session", self.last_session, 0)
 
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """One accepted connection. `socket` is the master's copy, None once a worker has acknowledged it.
+    """One accepted connection.
 
-    `cause` is set by the first who decides it; `attempts` counts the workers it was handed to.
+    `socket` is the master's copy, and None once a worker has acknowledged the session. `cause` is
+    the first cause that was decided. `attempts` counts the workers to which the session was handed
+    over.
     """
 
     id: int
@@ -92,12 +97,12 @@ class Session:
     deadline: Deadline | None = None
 
     def decide(self, cause: Cause) -> None:
-        """Name the cause of its end, unless one has been named."""
+        """Set the cause of the session's end, unless a cause is set."""
         if self.cause is None:
             self.cause = cause
 
     def save(self) -> SessionPart:
-        """Return what the next program must know of a session that is acknowledged."""
+        """Return what the next program must know about an acknowledged session."""
         return SessionPart(
             id=self.id,
             listener=self.listener,
@@ -108,7 +113,7 @@ class Session:
         )
 
     def release(self) -> None:
-        """Close the master's copy of the connection and forget its deadline."""
+        """Close the master's copy of the connection and cancel the session's deadline."""
         if self.socket is not None:
             self.socket.close()
             self.socket = None
@@ -128,22 +133,22 @@ class Sessions:
     serving: int = 0
 
     def begin(self, accepted: Accepted) -> Session:
-        """Make a session of an accepted connection and own it."""
+        """Make a session of an accepted connection. The session owns the socket."""
         self.last_id += 1
         session = Session(self.last_id, accepted.listener, accepted.number, accepted.peer, accepted.at, accepted.socket)
         self.open[session.id] = session
         return session
 
     def save(self) -> SessionsPart:
-        """Return how far sessions have been numbered."""
+        """Return the id of the last session."""
         return SessionsPart(last_session=self.last_id)
 
     def restore(self, part: SessionsPart) -> None:
-        """Go on numbering where the program before has stopped."""
+        """Number sessions from where the previous program has stopped."""
         self.last_id = max(self.last_id, part.last_session)
 
     def inherit(self, part: SessionPart) -> Session:
-        """Take over a session that the program before has handed over and its worker has acknowledged."""
+        """Take over a session that a worker has acknowledged to the previous program."""
         number = self.counters.listener(part.listener)
         session = Session(part.id, part.listener, number, part.peer.endpoint(), part.accepted_at, None)
         session.executing, session.cause, session.acknowledged = part.executing, part.cause, True
@@ -153,13 +158,13 @@ class Sessions:
         return session
 
     def acknowledge(self, session: Session) -> None:
-        """Give the connection to the worker that acknowledged it: our copy is closed."""
+        """Note that a worker has acknowledged the session, and close the master's copy."""
         session.acknowledged = True
         self.serving += 1
         session.release()
 
     def end(self, session: Session, cause: Cause, *, now: float, pid: int = 0, status: int | None = None) -> None:
-        """End a session, once and for ever."""
+        """End a session: count the cause, and log the session's record."""
         del self.open[session.id]
         session.decide(cause)
         if session.acknowledged:

@@ -1,4 +1,7 @@
-"""Asks the kernel about unix sockets (sock_diag(7)) what no socket option tells: how full a queue is, and which file is a socket's own."""
+"""Asks the kernel how full a listener's queue is, and which file a unix socket is bound to.
+
+No socket option tells these of a unix socket, but sock_diag(7) does.
+"""
 
 import os
 import socket
@@ -21,22 +24,26 @@ _PAIR = struct.Struct("=II")
 _ANY = 0xFFFFFFFF
 
 
-def unix_queue(listening: socket.socket) -> tuple[int, int] | None:
-    """Return how many connections wait at a unix listener and how many may; None where the kernel does not say."""
-    return pair(_ask(listening, _UDIAG_SHOW_RQLEN), _UNIX_DIAG_RQLEN)
+def unix_queue_length(listening: socket.socket) -> tuple[int, int] | None:
+    """Return how many connections wait at a unix listener, and how many may wait.
+
+    Return None where the kernel does not tell.
+    """
+    return read_pair(_ask(listening, _UDIAG_SHOW_RQLEN), _UNIX_DIAG_RQLEN)
 
 
 def unix_file(bound: socket.socket) -> int | None:
-    """Return the inode number of the file that a unix socket is bound to, its low 32 bits; None where the kernel does not say.
+    """Return the low 32 bits of the inode number of the file to which a unix socket is bound.
 
-    The kernel tells a device too, but that of the mount, which on btrfs and some overlays is not the one that stat(2) tells.
+    Return None where the kernel does not tell. The device that the kernel tells is that of the
+    mount. On btrfs and some overlays, stat(2) tells another device, so the device is not used.
     """
-    found = pair(_ask(bound, _UDIAG_SHOW_VFS), _UNIX_DIAG_VFS)
+    found = read_pair(_ask(bound, _UDIAG_SHOW_VFS), _UNIX_DIAG_VFS)
     return None if found is None else found[0]
 
 
 def _ask(about: socket.socket, show: int) -> bytes:
-    """Return the kernel's answer, b"" where there is none."""
+    """Return the kernel's answer, or b"" where there is none."""
     inode = os.fstat(about.fileno()).st_ino & 0xFFFFFFFF
     body = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, _ANY, inode, show, _ANY, _ANY)
     header = _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
@@ -46,12 +53,13 @@ def _ask(about: socket.socket, show: int) -> bytes:
             netlink.send(header + body)
             return netlink.recv(4096)
     except OSError:
-        # No netlink here (RestrictAddressFamilies=), or no unix_diag in this kernel.
+        # This process may not use netlink (RestrictAddressFamilies=), or this kernel has no
+        # unix_diag.
         return b""
 
 
-def pair(answer: bytes, kind: int) -> tuple[int, int] | None:
-    """Return the two numbers of an attribute of this kind, None where the answer has none."""
+def read_pair(answer: bytes, kind: int) -> tuple[int, int] | None:
+    """Return the two numbers of an attribute of this kind, or None for no such attribute."""
     if len(answer) < _HEADER.size or _HEADER.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:
         return None
     at = _HEADER.size + _UNIX_ANSWER.size
@@ -64,10 +72,13 @@ def pair(answer: bytes, kind: int) -> tuple[int, int] | None:
     return None
 
 
-def queue(listening: socket.socket) -> tuple[int, int] | None:
-    """Return how many connections wait for accept, and how many may (Linux: tcpi_unacked and tcpi_sacked of a TCP listener)."""
+def queue_length(listening: socket.socket) -> tuple[int, int] | None:
+    """Return how many connections wait for accept, and how many may wait.
+
+    For a TCP listener Linux tells these in tcpi_unacked and tcpi_sacked.
+    """
     if listening.family == socket.AF_UNIX:
-        return unix_queue(listening)
+        return unix_queue_length(listening)
     info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
     # struct tcp_info: eight bytes, then rto, ato, snd_mss, rcv_mss, unacked, sacked.
     depth, limit = struct.unpack_from("II", info, 24)

@@ -1,11 +1,13 @@
-"""The files of unix sockets: made, given away, known again and removed, also in a folder that others may write to.
+"""Makes, changes, recognises and removes the files of unix sockets.
 
-There, a name may stand for something else at each look. So what is found is held by a descriptor that follows no link (open(2),
-O_PATH and O_NOFOLLOW), the descriptor is compared with the socket's own file, and what is changed is what the descriptor stands for
-(/proc/self/fd/N, because fchmod and fchown refuse such a descriptor). A name is all that unlink takes: the folder is a
-descriptor then, so that nothing outside it can be hit.
+Other users may be able to write to the folder. There, a name may stand for another file at each
+look. A descriptor that follows no link holds what is found (open(2), O_PATH and O_NOFOLLOW). The
+descriptor is compared with the socket's own file. Changes go through /proc/self/fd/N, because
+fchmod and fchown refuse such a descriptor. unlink takes only a name. For unlink the folder is a
+descriptor, so that nothing outside the folder can be removed.
 
-A socket's own file is told by device and inode. The kernel keeps both for as long as the socket is open, whatever becomes of the name.
+Device and inode identify a socket's own file. The kernel keeps both for as long as the socket is
+open, even if the name is removed.
 """
 
 import errno
@@ -23,20 +25,21 @@ from poold.log import log
 from poold.master.clients.sockdiag import unix_file
 
 File = tuple[int, int]
-# What no file has: the socket's own was replaced before anything could be found out about it.
+# The identity of no file. The socket's file was replaced before its identity could be read.
 NOWHERE: File = (0, 0)
 
-_HOLD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_HOLD_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-# How an open fails where there is nothing of ours: the name or its folder is gone, or leads elsewhere.
-_ELSEWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES}
-# How often a lock that another poold holds for a moment is tried again, in seconds.
+_PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+# The errors of an open where no file of this socket can be: the name or the folder is gone, or
+# leads elsewhere.
+_NOT_OURS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES}
+# The seconds between two tries to take a lock that another poold holds for a moment.
 _LOCK_EVERY = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """Mode, owner and group of a file; -1 leaves owner or group as they are (chown(2))."""
+    """Mode, owner and group of a file. -1 leaves the owner or group as before (chown(2))."""
 
     mode: int
     uid: int = -1
@@ -44,16 +47,21 @@ class Rights:
 
 
 def make(listening: socket.socket, path: str, rights: Rights, *, patience: float) -> File:
-    """Bind a socket to a file of its own and give it its rights; return the file, NOWHERE where somebody has replaced it meanwhile.
+    """Bind a socket to a new file and give the file these rights. Return the file's identity.
 
-    To be called before listen(): until then the kernel lets nobody connect, whatever the file's rights are (connect(2), ECONNREFUSED).
-    A file that no socket is bound to any more is replaced. `patience` is how many seconds another poold may be at the same file.
-    Raises OSError; EADDRINUSE where another process has its socket there.
+    Return NOWHERE where another process has replaced the file meanwhile. A file to which no socket
+    is bound any more is replaced. `patience` is how many seconds to wait for another poold that
+    makes the same file. Raises OSError, with EADDRINUSE where another process has a socket bound to
+    the file.
+
+    The caller calls this before listen(). Until then the kernel lets no client connect, even if the
+    file's rights would (connect(2), ECONNREFUSED).
     """
-    # The file gets the mode of the socket, less the umask (unix_bind_bsd in net/unix/af_unix.c). None at all is what it is known by.
+    # The kernel gives the file the mode of the socket, less the umask (unix_bind_bsd in
+    # net/unix/af_unix.c). `_is_newborn` recognises the file by its mode of 0.
     os.fchmod(listening.fileno(), 0)
     _bind(listening, path, patience)
-    fd = _hold(path)
+    fd = _open_path(path)
     if fd is None:
         return NOWHERE
     try:
@@ -61,10 +69,10 @@ def make(listening: socket.socket, path: str, rights: Rights, *, patience: float
             return NOWHERE
         file = _identity(os.fstat(fd))
         try:
-            # The mode first: the owner's file would take CAP_FOWNER.
-            os.chmod(_place(fd), rights.mode)
+            # The mode first: after a change of the owner, chmod would take CAP_FOWNER.
+            os.chmod(_proc_path(fd), rights.mode)
             if (rights.uid, rights.gid) != (-1, -1):
-                os.chown(_place(fd), rights.uid, rights.gid)
+                os.chown(_proc_path(fd), rights.uid, rights.gid)
         except OSError:
             remove(path, file)
             raise
@@ -74,38 +82,45 @@ def make(listening: socket.socket, path: str, rights: Rights, *, patience: float
 
 
 def change(path: str, file: File, rights: Rights, listening: socket.socket) -> None:
-    """Give the file of an open socket other rights. Raises OSError; ENOENT where the name does not stand for it any more."""
-    fd = _hold(path)
+    """Give the file of an open socket other rights.
+
+    Raises OSError, with ENOENT where the name does not stand for the socket's file any more.
+    """
+    fd = _open_path(path)
     if fd is None:
-        raise _lost()
+        raise _file_lost()
     try:
         status, inode = os.fstat(fd), unix_file(listening)
-        if _identity(status) != file or not stat.S_ISSOCK(status.st_mode) or inode not in (None, _short(status)):
-            raise _lost()
-        _change(fd, status, rights)
+        if _identity(status) != file or not stat.S_ISSOCK(status.st_mode) or inode not in (None, _low_inode(status)):
+            raise _file_lost()
+        _set_rights(fd, status, rights)
     finally:
         os.close(fd)
 
 
-def _change(fd: int, status: os.stat_result, rights: Rights) -> None:
-    """Give a file other rights; for a moment it has one owner and the mode of the other, and nobody may get in by both."""
-    place, before = _place(fd), stat.S_IMODE(status.st_mode)
+def _set_rights(fd: int, status: os.stat_result, rights: Rights) -> None:
+    """Set owner, group and mode of a file.
+
+    For a moment the file has one owner and the mode of the other. The mode is narrowed first, so
+    that no user gets in by the combination.
+    """
+    proc_path, before = _proc_path(fd), stat.S_IMODE(status.st_mode)
     if rights.uid not in (-1, status.st_uid) or rights.gid not in (-1, status.st_gid):
         both = before & rights.mode
         if both != before:
-            os.chmod(place, both)
+            os.chmod(proc_path, both)
         try:
-            os.chown(place, rights.uid, rights.gid)
+            os.chown(proc_path, rights.uid, rights.gid)
         except OSError:
             if both != before:
-                os.chmod(place, before)
+                os.chmod(proc_path, before)
             raise
     if stat.S_IMODE(os.fstat(fd).st_mode) != rights.mode:
-        os.chmod(place, rights.mode)
+        os.chmod(proc_path, rights.mode)
 
 
-def stands(path: str, file: File) -> bool:
-    """Say whether a name still stands for a socket's own file, so that clients find it."""
+def file_in_place(path: str, file: File) -> bool:
+    """Say whether a name still stands for a socket's own file, so that clients find the socket."""
     try:
         return _identity(os.lstat(path)) == file
     except OSError:
@@ -113,38 +128,43 @@ def stands(path: str, file: File) -> bool:
 
 
 def remove(path: str, file: File) -> None:
-    """Remove a socket's own file, if the name still stands for it; to be called while the socket is open.
+    """Remove a socket's own file, if the name still stands for that file.
 
-    Once it is closed, another poold may take the file for a stale one and put its own there, which must not be what is removed.
-    What may be removed instead, if somebody replaces the file after the look, is in a folder that he may remove it from himself.
-    A file that cannot be removed is a warning and no error: whoever closes the socket goes on.
+    The caller calls this while the socket is open. After the close, another poold may take the file
+    for a stale one and put a file of its own there, which must stay. A user may still replace the
+    file between the look and the unlink. That user may then remove files from the folder anyway. A
+    file that cannot be removed is logged as a warning and not raised, so that the caller goes on
+    closing.
     """
     folder, name = os.path.split(path)
     try:
-        fd = os.open(folder, _HOLD_FOLDER)
+        fd = os.open(folder, _FOLDER_FLAGS)
         try:
             if _identity(os.stat(name, dir_fd=fd, follow_symlinks=False)) == file:
                 os.unlink(name, dir_fd=fd)
         finally:
             os.close(fd)
     except (FileNotFoundError, NotADirectoryError):
-        # It has gone already, or its folder has.
+        # The file or its folder has gone already.
         return
     except OSError as error:
         log.warning("socket_file_not_removed", path=path, errno=errno.errorcode.get(error.errno or 0, "other"))
 
 
-def _hold(path: str) -> int | None:
-    """Return a descriptor of what a name stands for, None where it leads nowhere. Raises OSError."""
+def _open_path(path: str) -> int | None:
+    """Return a descriptor of what a name stands for, or None where the name leads nowhere.
+
+    Raises OSError.
+    """
     try:
-        return os.open(path, _HOLD)
+        return os.open(path, _PATH_FLAGS)
     except OSError as error:
-        if error.errno in _ELSEWHERE:
+        if error.errno in _NOT_OURS:
             return None
         raise
 
 
-def _place(fd: int) -> str:
+def _proc_path(fd: int) -> str:
     return f"/proc/self/fd/{fd}"
 
 
@@ -152,20 +172,20 @@ def _identity(status: os.stat_result) -> File:
     return status.st_dev, status.st_ino
 
 
-def _short(status: os.stat_result) -> int:
-    """Return an inode's number as `unix_file` has it."""
+def _low_inode(status: os.stat_result) -> int:
+    """Return the inode number in the form of `unix_file`."""
     return status.st_ino & 0xFFFFFFFF
 
 
-def _lost() -> OSError:
+def _file_lost() -> OSError:
     return FileNotFoundError(errno.ENOENT, "its socket file was removed or replaced")
 
 
 def _is_newborn(fd: int, listening: socket.socket) -> bool:
     """Say whether a descriptor is of the file that this socket's bind has just made.
 
-    Where the kernel does not tell the file's number it is a socket of this user's without any rights, under one name: another one
-    like it is made only by another poold, at the same moment.
+    The kernel may not tell the file's number. The file must then be a socket of this user's, with a
+    mode of 0 and one name. Only another poold at the same moment makes another file like that.
     """
     status = os.fstat(fd)
     if not stat.S_ISSOCK(status.st_mode) or stat.S_IMODE(status.st_mode):
@@ -173,14 +193,15 @@ def _is_newborn(fd: int, listening: socket.socket) -> bool:
     inode = unix_file(listening)
     if inode is None:
         return status.st_uid == os.geteuid() and status.st_nlink == 1
-    return inode == _short(status)
+    return inode == _low_inode(status)
 
 
 def _bind(listening: socket.socket, path: str, patience: float) -> None:
     folder, name = os.path.split(path)
-    fd = os.open(folder, _HOLD_FOLDER)
+    fd = os.open(folder, _FOLDER_FLAGS)
     try:
-        # Also where there is nothing to remove: the file is there a moment before the socket is bound to it, and looks stale.
+        # The lock is held also where there is no file to remove. At first the new file has no bound
+        # socket, and looks stale to another poold.
         with _locked(fd, name, patience):
             _remove_stale(fd, name)
             listening.bind(path)
@@ -190,7 +211,7 @@ def _bind(listening: socket.socket, path: str, patience: float) -> None:
 
 def _remove_stale(folder: int, name: str) -> None:
     try:
-        fd = os.open(name, _HOLD, dir_fd=folder)
+        fd = os.open(name, _PATH_FLAGS, dir_fd=folder)
     except FileNotFoundError:
         return
     try:
@@ -198,7 +219,7 @@ def _remove_stale(folder: int, name: str) -> None:
             raise FileExistsError(errno.EEXIST, "the path exists and is not a socket")
         if _is_bound(fd):
             raise OSError(errno.EADDRINUSE, "another process listens there")
-        # One that was just ending has removed it itself.
+        # A poold that was just ending has removed the file.
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=folder)
     finally:
@@ -206,14 +227,16 @@ def _remove_stale(folder: int, name: str) -> None:
 
 
 def _is_bound(fd: int) -> bool:
-    """Say whether any process has a socket bound to this file. What says no stays so: a socket is never bound to a file that is there.
+    """Say whether any process has a socket bound to this file.
 
-    The question is asked by a socket of another type, so that a stream socket neither gets a connection by it nor need have room for one
-    in its queue nor even listen: the kernel answers EPROTOTYPE (unix_find_bsd in net/unix/af_unix.c).
+    False stays false, because a socket is never bound to a file that exists already. A datagram
+    socket asks. The kernel answers EPROTOTYPE for a bound stream socket (unix_find_bsd in
+    net/unix/af_unix.c). The stream socket gets no connection from this, and needs neither room in
+    the queue nor to listen.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(_place(fd))
+            probe.connect(_proc_path(fd))
         except ConnectionRefusedError:
             return False
         except OSError as error:
@@ -224,10 +247,11 @@ def _is_bound(fd: int) -> bool:
 
 @contextmanager
 def _locked(folder: int, name: str, patience: float) -> Iterator[None]:
-    """Let one poold at a time make or replace a socket file, by the lock of a file beside it that is removed at the end.
+    """Hold a lock that lets one poold at a time make or replace a socket file.
 
-    Not of the folder, which anybody can lock who can list it (flock(2)); this file only its owner can open. Raises BlockingIOError when
-    another poold holds it for longer than `patience` seconds.
+    The lock is on a file beside the socket file, and that file is removed at the end. Any user that
+    can list the folder could lock the folder (flock(2)). Only the owner can open the file. Raises
+    BlockingIOError when another poold holds the lock for longer than `patience` seconds.
     """
     lock = f".{name}.lock"
     until = time.monotonic() + patience
@@ -239,7 +263,8 @@ def _locked(folder: int, name: str, patience: float) -> Iterator[None]:
         yield
     finally:
         try:
-            # Before it is let go: who waits for it sees then that this one is not the lock any more.
+            # The file is removed before the lock is released. A poold that waits for the lock then
+            # sees that this file is no longer the lock.
             with suppress(FileNotFoundError):
                 os.unlink(lock, dir_fd=folder)
         finally:
@@ -247,7 +272,10 @@ def _locked(folder: int, name: str, patience: float) -> Iterator[None]:
 
 
 def _try_lock(folder: int, lock: str) -> int | None:
-    """Return the descriptor of a lock that is held now, None where another has it or has just removed it. Raises OSError."""
+    """Return the descriptor of the lock, held now.
+
+    Return None where another poold holds the lock or has just removed the file. Raises OSError.
+    """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
         fd = os.open(lock, flags, 0o600, dir_fd=folder)
@@ -262,7 +290,7 @@ def _try_lock(folder: int, lock: str) -> int | None:
             held, fd = fd, -1
             return held
     except (BlockingIOError, FileNotFoundError):
-        # Another poold is at it, or was until now.
+        # Another poold holds the lock, or held the lock until now.
         return None
     finally:
         if fd >= 0:

@@ -1,7 +1,7 @@
-"""Opens listening sockets, or checks the ones that were passed; no policy.
+"""Opens listening sockets and checks passed ones. The decisions are made elsewhere.
 
-Every one is non-blocking, because a client may leave between the readiness and the accept (accept(2)). What concerns the file of a
-unix socket is `poold.master.clients.socketfile`'s.
+Every listening socket is non-blocking, because a client may leave between the readiness and the
+accept (accept(2)). `poold.master.clients.socketfile` handles the files of unix sockets.
 """
 
 import grp
@@ -18,13 +18,17 @@ from poold.errors import ConfigError, Problem
 from poold.log import log
 from poold.master.clients import socketfile
 from poold.master.clients.socketfile import File, Rights
-from poold.master.document.part import descriptor
+from poold.master.document.part import check_descriptor
 from poold.settings.config import Listener
 
 
 @dataclass(frozen=True, slots=True)
 class SocketPart:
-    """A listening socket, and the file that is its own (device, inode)."""
+    """A listening socket in the state document.
+
+    `file` is the identity of the socket's own file (device, inode). `lent` says that the service
+    manager has passed the socket. Masters of other versions read and write this name.
+    """
 
     fd: int
     path: str = ""
@@ -32,34 +36,39 @@ class SocketPart:
     lent: bool = False
 
     def __post_init__(self) -> None:
-        descriptor(self.fd)
+        check_descriptor(self.fd)
         if self.file is not None and len(self.file) != 2:
             raise ValueError("a file is told by device and inode")
 
 
 @dataclass(slots=True)
 class Opened:
-    """A listening socket; `file` says which file on disk is its own (device, inode), None if there is none to remove.
+    """A listening socket.
 
-    A `lent` one was passed by the service manager: it stays open, for settings to come, and its queue is not ours to end.
+    `file` is the identity of the file that belongs to the socket (device, inode), or None for no
+    file. A socket that is `passed_by_manager` comes from the service manager. poold keeps that
+    socket open for later settings, and does not empty its queue.
     """
 
     socket: socket.socket
     path: str = ""
     file: File | None = None
-    lent: bool = False
+    passed_by_manager: bool = False
 
     def reachable(self) -> bool:
-        """Say whether clients still find it: its file may have been removed or replaced."""
-        return self.file is None or socketfile.stands(self.path, self.file)
+        """Say whether clients still find the socket. The file may be gone or replaced."""
+        return self.file is None or socketfile.file_in_place(self.path, self.file)
 
     def save(self) -> SocketPart:
-        """Return what the next program must know of it."""
-        return SocketPart(self.socket.fileno(), self.path, self.file, self.lent)
+        """Return what the next program must know about the socket."""
+        return SocketPart(self.socket.fileno(), self.path, self.file, self.passed_by_manager)
 
     def close(self) -> None:
-        """Close it, unless it is lent, and remove its file if that is still its own; again changes nothing."""
-        if self.lent:
+        """Close the socket and remove the socket's own file.
+
+        A socket that the service manager has passed stays open. Calling this again changes nothing.
+        """
+        if self.passed_by_manager:
             return
         if self.file is not None:
             socketfile.remove(self.path, self.file)
@@ -68,20 +77,22 @@ class Opened:
 
 
 def open_listener(listener: Listener, passed: Mapping[str, list[socket.socket]], *, patience: float = 0.0) -> list[Opened]:
-    """Open what a `[[listener]]` asks for; only a service manager may have passed several. Raises ConfigError naming the address.
+    """Open the sockets of a `[[listener]]`.
 
-    `patience` is how many seconds another poold may be making the same socket file.
+    Only a service manager may have passed several sockets for one listener. `patience` is how many
+    seconds to wait for another poold that makes the same socket file. Raises ConfigError with the
+    address.
     """
     address = listener.address
     try:
         if address.scheme is Scheme.SYSTEMD:
             if reason := not_passed(address, passed):
                 raise ValueError(reason)
-            opened = [Opened(each, lent=True) for each in passed[address.name]]
+            opened = [Opened(each, passed_by_manager=True) for each in passed[address.name]]
         elif address.scheme is Scheme.UNIX:
-            opened = [_unix(listener, patience)]
+            opened = [_open_unix_listener(listener, patience)]
         else:
-            opened = [Opened(_tcp(listener))]
+            opened = [Opened(_open_tcp_listener(listener))]
     except (OSError, ValueError, KeyError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError([Problem("listener.address", f"cannot listen on {address}: {reason}")]) from error
@@ -91,12 +102,15 @@ def open_listener(listener: Listener, passed: Mapping[str, list[socket.socket]],
     return opened
 
 
-def _unix(listener: Listener, patience: float) -> Opened:
+def _open_unix_listener(listener: Listener, patience: float) -> Opened:
     return open_unix(listener.address.path, _rights(listener), backlog=listener.backlog, patience=patience)
 
 
 def _rights(listener: Listener) -> Rights:
-    """Return what a listener's socket file is to have. Raises KeyError for an owner or group that there is none of."""
+    """Return the rights of a listener's socket file.
+
+    Raises KeyError for an owner or group that does not exist.
+    """
     owner, group = listener.owner, listener.group
     uid = -1 if owner is None else int(owner) if owner.isdigit() else pwd.getpwnam(owner).pw_uid
     gid = -1 if group is None else int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
@@ -104,7 +118,7 @@ def _rights(listener: Listener) -> Rights:
 
 
 def open_metrics(address: Address) -> Opened:
-    """Open the metrics listener. Raises ConfigError naming the address."""
+    """Open the metrics listener. Raises ConfigError with the address."""
     try:
         return Opened(_bound(address.host, address.port, backlog=64))
     except OSError as error:
@@ -112,15 +126,15 @@ def open_metrics(address: Address) -> Opened:
 
 
 def open_control(path: str, *, patience: float) -> Opened:
-    """Open the control socket. Raises ConfigError naming the path."""
+    """Open the control socket. Raises ConfigError with the path."""
     try:
         return open_unix(path, Rights(0o600), backlog=64, patience=patience)
     except OSError as error:
         raise ConfigError([Problem("control.socket", f"cannot listen on {path}: {error.strerror}")]) from error
 
 
-def address(listening: socket.socket) -> str:
-    """Return where a socket listens, as the settings would write it."""
+def address_of(listening: socket.socket) -> str:
+    """Return the address at which a socket listens, in the form of the settings."""
     name = listening.getsockname()
     if listening.family == socket.AF_UNIX:
         return str(Address(Scheme.UNIX, path=name if isinstance(name, str) else name.decode("utf-8", "replace")))
@@ -128,12 +142,15 @@ def address(listening: socket.socket) -> str:
 
 
 def somaxconn() -> int | None:
-    """Return what the kernel cuts every backlog to, None where it does not say (ProcSubset=pid hides it)."""
+    """Return the limit to which the kernel cuts every backlog.
+
+    Return None where the kernel does not tell (ProcSubset=pid hides the file).
+    """
     try:
         with open("/proc/sys/net/core/somaxconn", encoding="ascii") as file:
             return int(file.read())
     except OSError:
-        # Not worth a start: the backlog is what it is.
+        # Without the limit only a warning is left out, so the start goes on.
         return None
 
 
@@ -143,7 +160,8 @@ def _bound(host: str, port: int, *, backlog: int, freebind: bool = False, interf
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # Said either way, because the default is the system's (ipv6(7), bindv6only); only [::] is for IPv4 too.
+            # The option is set either way, because the default is the system's (ipv6(7),
+            # bindv6only). Only [::] is for IPv4 as well.
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
         if freebind:
             listening.setsockopt(socket.SOL_IP, 15, 1)  # IP_FREEBIND (ip(7)), which the module socket does not name
@@ -157,13 +175,16 @@ def _bound(host: str, port: int, *, backlog: int, freebind: bool = False, interf
     return listening
 
 
-def _tcp(listener: Listener) -> socket.socket:
+def _open_tcp_listener(listener: Listener) -> socket.socket:
     address = listener.address
     return _bound(address.host, address.port, backlog=listener.backlog, freebind=listener.freebind, interface=listener.interface)
 
 
 def tune(opened: Opened, listener: Listener) -> None:
-    """Set what accepted sockets inherit from their listener (tcp(7)). Raises OSError."""
+    """Set the options that accepted sockets inherit from their listener (tcp(7)).
+
+    Raises OSError.
+    """
     listening = opened.socket
     if listening.family == socket.AF_UNIX:
         return
@@ -178,9 +199,9 @@ def tune(opened: Opened, listener: Listener) -> None:
 
 
 def retune(opened: Opened, listener: Listener) -> None:
-    """Change an open listener to other settings of the same address. Raises OSError, KeyError."""
+    """Give an open listener other settings for the same address. Raises OSError, KeyError."""
     tune(opened, listener)
-    if not opened.lent:
+    if not opened.passed_by_manager:
         # A second listen() changes the backlog and nothing else (listen(2)).
         opened.socket.listen(listener.backlog)
     if opened.file is not None:
@@ -188,7 +209,10 @@ def retune(opened: Opened, listener: Listener) -> None:
 
 
 def not_passed(address: Address, passed: Mapping[str, list[socket.socket]]) -> str:
-    """Say that the service manager has not passed what an address asks for; "" if it has, or the address asks for nothing of it."""
+    """Return why a `systemd://` address cannot be used: the socket was not passed.
+
+    Return "" where the service manager has passed the socket, and for any other address.
+    """
     if address.scheme is not Scheme.SYSTEMD or address.name in passed:
         return ""
     known = ", ".join(sorted(passed)) or "none"
@@ -196,30 +220,36 @@ def not_passed(address: Address, passed: Mapping[str, list[socket.socket]]) -> s
 
 
 def adopt(name: str, fd: int) -> socket.socket:
-    """Check a descriptor that was passed, and return it as a socket. Raises ConfigError naming it (sd_is_socket(3))."""
+    """Check a passed descriptor and return the listening socket.
 
-    def wrong(what: str) -> ConfigError:
+    Raises ConfigError with the descriptor's number and name (sd_is_socket(3)).
+    """
+
+    def unusable(what: str) -> ConfigError:
         return ConfigError([Problem("", f"the passed descriptor {fd} ({name}) {what}; a listening stream socket is needed")])
 
     try:
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-            raise wrong("is not a socket")
-        # They are passed without close-on-exec, and no child may ever have one.
+            raise unusable("is not a socket")
+        # Passed descriptors come without close-on-exec, and no child may ever get one.
         os.set_inheritable(fd, False)
     except OSError as error:
-        raise wrong(f"cannot be used: {error.strerror}") from error
+        raise unusable(f"cannot be used: {error.strerror}") from error
     passed = socket.socket(fileno=fd)
     if passed.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
         passed.detach()
-        raise wrong(f"is of family {passed.family}")
+        raise unusable(f"is of family {passed.family}")
     if passed.type != socket.SOCK_STREAM or not passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         passed.detach()
-        raise wrong("does not listen for streams")
+        raise unusable("does not listen for streams")
     return passed
 
 
 def open_unix(path: str, rights: Rights, *, backlog: int, patience: float = 0.0) -> Opened:
-    """Listen on a socket file of these rights. Raises OSError; EADDRINUSE where another process has its socket there."""
+    """Listen on a socket file of these rights.
+
+    Raises OSError, with EADDRINUSE where another process has a socket bound to the file.
+    """
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         file = socketfile.make(listening, path, rights, patience=patience)
@@ -230,8 +260,11 @@ def open_unix(path: str, rights: Rights, *, backlog: int, patience: float = 0.0)
     return Opened(listening, path, file)
 
 
-def restored(name: str, part: SocketPart, passed: Mapping[str, list[socket.socket]]) -> Opened:
-    """Return the listening socket of this name that a part names. Raises ConfigError when the descriptor is none."""
+def restore_socket(name: str, part: SocketPart, passed: Mapping[str, list[socket.socket]]) -> Opened:
+    """Return the listening socket that a part names. `name` is the listener's name.
+
+    Raises ConfigError when the descriptor is no listening socket.
+    """
     file = None if part.file is None else (part.file[0], part.file[1])
     if part.lent:
         listening = next(each for several in passed.values() for each in several if each.fileno() == part.fd)
@@ -241,8 +274,12 @@ def restored(name: str, part: SocketPart, passed: Mapping[str, list[socket.socke
     return Opened(listening, part.path, file, part.lent)
 
 
-def connection(fd: int) -> Wire | None:
-    """Return the connection of a client that a descriptor is, None where the descriptor is none: then nobody waits for anything."""
+def adopt_connection(fd: int) -> Wire | None:
+    """Return the client's connection with this descriptor.
+
+    Return None, and log an error, where the descriptor is no connection. No client waits on that
+    descriptor then.
+    """
     try:
         wire = Wire(fileno=fd)
         if wire.type != socket.SOCK_STREAM or wire.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):

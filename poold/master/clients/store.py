@@ -1,7 +1,10 @@
-"""The service manager's store of descriptors (sd_notify(3), FDSTORE=): listeners of our own outlive a master that is killed.
+"""The service manager's store of descriptors (sd_notify(3), FDSTORE=).
 
-Who comes while there is no master waits in the queue of a socket that is kept, and the next master gets it with the passed ones, under
-a name that tells what it is. A listener that poold closes is taken out, or its port would go on being answered by nobody.
+The master puts its own listeners into the store, so that the listeners outlive a master that is
+killed. A client that comes while there is no master waits in the queue of a stored socket. The next
+master gets the stored sockets together with the passed ones, and recognises the listener by the
+name. The master removes a listener from the store when the listener is closed. Otherwise clients
+could connect to the port although no process accepts.
 """
 
 import os
@@ -14,19 +17,21 @@ from poold.address import Scheme
 from poold.log import log
 from poold.master.clients import sockets
 from poold.master.clients.sockets import Opened
-from poold.master.document.part import Part, descriptor
+from poold.master.document.part import Part, check_descriptor
 from poold.settings.config import Listener
 
 PREFIX = "poold-listener-"
 
-# Sends fields and descriptors to the service manager.
+# A function that sends fields and descriptors to the service manager.
 Notify = Callable[..., object]
 
 
-def mark(listener: Listener, file: tuple[int, int] | None) -> str:
-    """Return the name of a listener in the store: the same for the same socket, whatever of it can be changed on an open one.
+def store_name(listener: Listener, file: tuple[int, int] | None) -> str:
+    """Return the name of a listener in the store.
 
-    A name there is printable ASCII without colons, at most 255 of them (sd_notify(3)); hashlib would cost the master half a megabyte.
+    The name depends only on what cannot be changed on an open socket. A name is at most 255
+    characters of printable ASCII without colons (sd_notify(3)). crc32 and not hashlib, which would
+    cost the master memory.
     """
     address = str(listener.address)
     check = crc32(repr((address, listener.interface, listener.freebind, file)).encode())
@@ -35,36 +40,39 @@ def mark(listener: Listener, file: tuple[int, int] | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PassedPart:
-    """A socket that the service manager passed."""
+    """A socket that the service manager has passed."""
 
     name: str
     fd: int
 
     def __post_init__(self) -> None:
-        descriptor(self.fd)
+        check_descriptor(self.fd)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StorePart(Part):
-    """What the service manager passed, besides what was in the store."""
+    """What the service manager has passed, without the sockets from the store."""
 
     passed: tuple[PassedPart, ...] = ()
 
     def descriptors(self) -> Iterator[int]:
-        """Yield the descriptors that were passed."""
+        """Yield the passed descriptors."""
         return (each.fd for each in self.passed)
 
 
 class Store:
-    """What the store holds of ours, and what was passed besides."""
+    """The listeners of this master in the store, and the passed sockets."""
 
     def __init__(self, notify: Notify, given: Iterable[tuple[str, int]]) -> None:
-        """Take what was given: names and descriptors. Raises ConfigError for a descriptor that is of no use."""
+        """Take names and descriptors that the service manager has passed.
+
+        Raises ConfigError for a descriptor that is no listening socket.
+        """
         self._notify = notify
         self._found: dict[str, socket.socket] = {}
-        self._left = False
+        self._left_to_next = False
         self.passed: dict[str, list[socket.socket]] = {}
-        """What the service manager passed for the settings to use, by name."""
+        """The sockets that the service manager has passed for the settings to use, by name."""
         self._sort(given)
 
     def _sort(self, given: Iterable[tuple[str, int]]) -> None:
@@ -76,17 +84,24 @@ class Store:
                 self.passed.setdefault(name, []).append(adopted)
 
     def save(self) -> StorePart:
-        """Return what the next program must know of what was passed."""
+        """Return what the next program must know about the passed sockets."""
         return StorePart(passed=tuple(PassedPart(name, each.fileno()) for name, several in self.passed.items() for each in several))
 
     def restore(self, part: StorePart) -> None:
-        """Do nothing: the next program is given what was passed as a first one is."""
+        """Do nothing.
+
+        At its start, the next program is given the passed sockets in the same way as a first
+        program.
+        """
 
     def find(self, listener: Listener) -> Opened | None:
-        """Return the socket that a `[[listener]]` had under the master before, None if there is none or it is of no use."""
+        """Return the socket that a `[[listener]]` had under the previous master.
+
+        Return None where the store had no such socket.
+        """
         path = listener.address.path if listener.address.scheme is Scheme.UNIX else ""
         file = _file(path)
-        found = self._found.pop(mark(listener, file), None)
+        found = self._found.pop(store_name(listener, file), None)
         if found is None:
             return None
         found.setblocking(False)
@@ -98,23 +113,26 @@ class Store:
         return opened
 
     def keep(self, opened: Opened, listener: Listener) -> None:
-        """Put a listener of our own into the store; again changes nothing."""
-        if not opened.lent:
-            self._notify(fds=[opened.socket.fileno()], FDSTORE=1, FDNAME=mark(listener, opened.file))
+        """Put a listener of this master into the store. Calling this again changes nothing."""
+        if not opened.passed_by_manager:
+            self._notify(fds=[opened.socket.fileno()], FDSTORE=1, FDNAME=store_name(listener, opened.file))
 
     def drop(self, opened: Opened, listener: Listener) -> None:
-        """Take a listener out that is about to be closed."""
-        if not opened.lent and not self._left:
-            self._remove(mark(listener, opened.file))
+        """Remove a listener from the store. The caller closes the listener next."""
+        if not opened.passed_by_manager and not self._left_to_next:
+            self._remove(store_name(listener, opened.file))
 
     def leave(self) -> None:
-        """Leave what the store holds to the next master, whatever this one closes from now on."""
-        self._left = True
+        """Leave the stored sockets to the next master: `drop` removes nothing from now on."""
+        self._left_to_next = True
 
     def clear(self) -> None:
-        """Close what nobody has asked for: settings have changed while there was no master."""
+        """Close and remove the stored sockets that `find` has not returned.
+
+        The settings have changed while there was no master.
+        """
         for name, found in self._found.items():
-            log.info("stored_socket_unused", address=sockets.address(found))
+            log.info("stored_socket_unused", address=sockets.address_of(found))
             self._remove(name)
             found.close()
         self._found.clear()
@@ -127,6 +145,6 @@ def _file(path: str) -> tuple[int, int] | None:
     try:
         status = os.lstat(path) if path else None
     except OSError:
-        # It is gone, and so nobody would find the socket.
+        # The file is gone, so no client would find the socket.
         status = None
     return (status.st_dev, status.st_ino) if status is not None else None

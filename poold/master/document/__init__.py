@@ -1,1 +1,4 @@
-"""What crosses an exec: the state that one program of the master tells the next one, and how it is read."""
+"""The state document, which one program of the master leaves to the next one across an exec.
+
+The document's parts, and how a part is read.
+"""

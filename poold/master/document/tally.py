@@ -1,4 +1,4 @@
-"""Carries the counters from one program to the next, by name.
+"""Carries the counters from one program of the master to the next, by name.
 
 Another version may keep a counter in another cell.
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from poold.log import log
-from poold.master.document.part import Part, within
+from poold.master.document.part import Part, check_range
 from poold.metrictable import Histogram, MetricType
 from poold.scoreboard import LOG_DROPPED, METRICS, Counters
 
@@ -33,7 +33,7 @@ class HistogramPart:
         if any(math.isnan(bound) for bound in self.bounds):
             raise ValueError("a bound is a number")
         for count in (*self.counts, self.total):
-            within("a count", count, 0)
+            check_range("a count", count, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,56 +46,59 @@ class TallyPart:
 
     def __post_init__(self) -> None:
         for count in self.counts.values():
-            within("a count", count, 0)
+            check_range("a count", count, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CountersPart(Part):
-    """What has been counted."""
+    """The counters."""
 
     tally: TallyPart
 
 
 class Tally:
-    """Saves and restores what has been counted."""
+    """Saves and restores the counters."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
 
     def save(self) -> CountersPart:
-        """Return what has been counted so far."""
-        return CountersPart(tally=taken(self._counters))
+        """Return the counters as of this moment."""
+        return CountersPart(tally=read_tally(self._counters))
 
     def restore(self, part: CountersPart) -> None:
-        """Go on counting where the program before has stopped. Raises LookupError."""
-        resume(self._counters, part.tally)
+        """Begin counting at the numbers that the previous program has reached.
+
+        Raises LookupError.
+        """
+        load_tally(self._counters, part.tally)
 
 
 def _named_cells(listeners: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Yield name and cell of each figure that is carried, but for those of histograms."""
+    """Yield name and cell of each figure that is carried, except those of histograms."""
     for metric in _COUNTED:
         yield from (("/".join((metric.carried, *values)), cell) for values, cell in metric.series(listeners))
 
 
-def taken(counters: Counters) -> TallyPart:
-    """Return what has been counted so far."""
+def read_tally(counters: Counters) -> TallyPart:
+    """Return the counters as of this moment."""
     listeners = tuple(counters.names)
     return TallyPart(
         listeners=listeners,
         counts={name: counters.cells[cell] for name, cell in _named_cells(listeners)},
-        histograms={name: _read(counters, where) for name, where in _HISTOGRAMS.items()},
+        histograms={name: _read_histogram(counters, histogram) for name, histogram in _HISTOGRAMS.items()},
     )
 
 
-def _read(counters: Counters, where: Histogram) -> HistogramPart:
-    counts = counters.cells[where.first : where.first + len(where.buckets) + 1]
-    return HistogramPart(bounds=where.buckets, counts=tuple(counts), total=counters.cells[where.total])
+def _read_histogram(counters: Counters, histogram: Histogram) -> HistogramPart:
+    counts = counters.cells[histogram.first : histogram.first + len(histogram.buckets) + 1]
+    return HistogramPart(bounds=histogram.buckets, counts=tuple(counts), total=counters.cells[histogram.total])
 
 
-def resume(counters: Counters, tally: TallyPart) -> None:
-    """Go on counting where the program before has stopped. A count that is missing begins at 0.
+def load_tally(counters: Counters, tally: TallyPart) -> None:
+    """Begin counting at the numbers in `tally`. A count that is missing begins at 0.
 
-    Raises LookupError when the program before had more listeners' names than there are cells for.
+    Raises LookupError when the previous program had more listeners' names than there are cells for.
     """
     for name in tally.listeners:
         counters.listener(name)
@@ -103,17 +106,18 @@ def resume(counters: Counters, tally: TallyPart) -> None:
         counters.cells[cell] = tally.counts.get(name, 0)
     for name, part in tally.histograms.items():
         if name in _HISTOGRAMS:
-            _write(counters, _HISTOGRAMS[name], part)
+            _load_histogram(counters, _HISTOGRAMS[name], part)
     # The log counts these lines, and `Gauges` copies the count into the cell each turn.
     log.dropped += counters.cells[LOG_DROPPED]
 
 
-def _write(counters: Counters, where: Histogram, part: HistogramPart) -> None:
-    """Add counts to the buckets they belong to.
+def _load_histogram(counters: Counters, histogram: Histogram, part: HistogramPart) -> None:
+    """Add counts to the buckets to which the counts belong.
 
-    A count whose bound is gone goes to the next wider bucket, so that the number of values stays.
+    A bucket of the previous program may be missing here. That bucket's count goes to the next wider
+    bucket, so that the number of values stays.
     """
     for bound, count in zip((*part.bounds, float("inf")), part.counts, strict=True):
-        wider = next((index for index, each in enumerate(where.buckets) if bound <= each), len(where.buckets))
-        counters.cells[where.first + wider] += count
-    counters.cells[where.total] = part.total
+        wider = next((index for index, each in enumerate(histogram.buckets) if bound <= each), len(histogram.buckets))
+        counters.cells[histogram.first + wider] += count
+    counters.cells[histogram.total] = part.total

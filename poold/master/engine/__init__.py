@@ -1,1 +1,1 @@
-"""Waiting: for descriptors, signals and moments. Nothing here knows anything of poold."""
+"""Waiting for descriptors, signals and deadlines. Nothing here knows of pools or children."""

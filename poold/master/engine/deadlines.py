@@ -1,4 +1,7 @@
-"""What is overdue at `now`: a heap of deadlines, pure. Only the monotonic clock decides anything."""
+"""A heap of deadlines on the monotonic clock.
+
+Nothing here reads a clock: the caller passes the time.
+"""
 
 import heapq
 from collections.abc import Callable
@@ -7,7 +10,7 @@ Callback = Callable[[], object]
 
 
 class Deadline:
-    """Something to be done at a time, unless it is cancelled before."""
+    """A callback that falls due at a given time, unless the deadline is cancelled before."""
 
     __slots__ = ("_heap", "callback")
 
@@ -16,67 +19,76 @@ class Deadline:
         self.callback: Callback | None = callback
 
     @property
-    def ahead(self) -> bool:
-        """Say whether it is still to come: it has neither fallen due nor been cancelled."""
+    def pending(self) -> bool:
+        """Say whether the deadline has neither fallen due nor been cancelled."""
         return self.callback is not None
 
     def cancel(self) -> None:
-        """Forget it; again or too late does no harm."""
+        """Cancel the deadline: the callback is never called.
+
+        Cancelling again, or after the deadline has fallen due, changes nothing.
+        """
         if self.callback is not None:
             self.callback = None
-            self._heap.cancelled()
+            self._heap.note_cancelled()
 
 
 class Deadlines:
-    """Deadlines by time; of equal times the older first."""
+    """The deadlines in the order of time. Of equal times, the one that was added first is first."""
 
     def __init__(self) -> None:
-        # Time, order of arrival, deadline: compared without a call, because no two have the same order.
+        # Time, order of arrival, deadline. No two entries have the same order, so a comparison
+        # never reaches the deadline, which would take a call.
         self._heap: list[tuple[float, int, Deadline]] = []
         self._order = 0
-        self._dead = 0
+        self._cancelled = 0
 
     def at(self, when: float, callback: Callback) -> Deadline:
-        """Have `callback` due at `when` (seconds, monotonic)."""
+        """Add a deadline: `callback` falls due at `when` (seconds, monotonic)."""
         self._order += 1
         deadline = Deadline(self, callback)
         heapq.heappush(self._heap, (when, self._order, deadline))
         return deadline
 
-    def cancelled(self) -> None:
-        """Count a cancelled entry, and throw them all out when they are the greater part: most deadlines never fall due."""
-        self._dead += 1
-        if self._dead > 64 and self._dead * 2 > len(self._heap):
+    def note_cancelled(self) -> None:
+        """Count a cancelled entry.
+
+        When the cancelled entries are the greater part of the heap, all of them are taken out. Most
+        deadlines are cancelled before they fall due.
+        """
+        self._cancelled += 1
+        if self._cancelled > 64 and self._cancelled * 2 > len(self._heap):
             self._heap = [entry for entry in self._heap if entry[2].callback is not None]
             heapq.heapify(self._heap)
-            self._dead = 0
+            self._cancelled = 0
 
     def next_at(self) -> float | None:
-        """Return when the next one falls due; None: never."""
+        """Return the time of the next deadline, or None when there is no deadline."""
         while self._heap and self._heap[0][2].callback is None:
             heapq.heappop(self._heap)
-            self._dead -= 1
+            self._cancelled -= 1
         return self._heap[0][0] if self._heap else None
 
     def shift(self, seconds: float) -> None:
-        """Put every deadline off by so much."""
+        """Put every deadline off by this many seconds."""
         self._heap = [(at + seconds, order, deadline) for at, order, deadline in self._heap]
 
-    def overdue(self, now: float) -> bool:
-        """Say whether one is due at `now`."""
+    def any_due(self, now: float) -> bool:
+        """Say whether a deadline is due at `now`."""
         at = self.next_at()
         return at is not None and at <= now
 
-    def due(self, now: float) -> Callback | None:
-        """Take out the next one that is due at `now`, None when there is none.
+    def pop_due(self, now: float) -> Callback | None:
+        """Take out the next deadline that is due at `now`, and return the callback.
 
-        One at a time, because what one does may cancel the next.
+        Return None when no deadline is due. The caller takes one deadline at a time, because a
+        callback may cancel the next deadline.
         """
-        if not self.overdue(now):
+        if not self.any_due(now):
             return None
         deadline = heapq.heappop(self._heap)[2]
         callback, deadline.callback = deadline.callback, None
         return callback
 
     def __len__(self) -> int:
-        return len(self._heap) - self._dead
+        return len(self._heap) - self._cancelled

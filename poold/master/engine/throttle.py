@@ -1,15 +1,19 @@
-"""How long to hold back after failures."""
+"""Delays between tries that fail."""
 
 from dataclasses import dataclass
 
-# After a failure: wait, twice as long each time, until a try succeeds.
+# The delays in seconds. The first failure is followed by the shortest delay, and each further
+# failure by twice the delay before.
 DELAY_MIN = 0.05
 DELAY_MAX = 5.0
 
 
 @dataclass(slots=True)
 class Throttle:
-    """How long to hold back after failures; pure. `since` is when the first of them was, 0 where the last try succeeded."""
+    """The delay after failures. Nothing here reads a clock: the caller passes the time.
+
+    `since` is the time of the first failure after the last success, or 0.
+    """
 
     delay: float = 0.0
     until: float = 0.0
@@ -18,7 +22,10 @@ class Throttle:
     since: float = 0.0
 
     def failed(self, now: float) -> bool:
-        """Count a failure; say whether it is the first since the last success. More failures while held back change nothing."""
+        """Count a failure. Return whether the failure is the first since the last success.
+
+        A failure before the delay has passed does not lengthen the delay.
+        """
         first = self.delay == 0
         if now >= self.until:
             self.delay = min(max(self.shortest, self.delay * 2), self.longest)
@@ -28,13 +35,16 @@ class Throttle:
         return first
 
     def succeeded(self) -> None:
-        """Hold nothing back any more."""
+        """Allow the next try at once, and begin with the shortest delay after the next failure."""
         self.delay = self.until = self.since = 0.0
 
     def retry(self) -> None:
-        """Let the next try be made at once; should it fail too, what was held back longest last counts."""
+        """Allow the next try at once, and keep the length of the delay.
+
+        If the next try fails too, the delay is twice the last one.
+        """
         self.until = 0.0
 
     def open(self, now: float) -> bool:
-        """Say whether another try may be made."""
+        """Say whether another try may be made now."""
         return now >= self.until

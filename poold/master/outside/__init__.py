@@ -1,1 +1,4 @@
-"""Whoever is neither client nor child: the control socket, the service manager, whoever reads the gauges."""
+"""The master's contact with processes that are neither clients nor children.
+
+These are the clients of the control socket, the service manager and the readers of the gauges.
+"""

@@ -1,7 +1,8 @@
-"""The control socket: bounded, without blocking, one request and one answer a connection. An answer may come later.
+"""The control socket: one request and one answer on each connection. An answer may come later.
 
-Who may ask is settled in one place: the socket file's mode, and the credentials the client had when it connected (SO_PEERCRED): root
-or the user the master runs as.
+The number and the size of requests and answers are bounded, and nothing here blocks the master. Two
+things decide which processes may connect: the mode of the socket file, and the credentials that the
+client had at connect() (SO_PEERCRED). The client must be root or the user of the master.
 """
 
 import json
@@ -22,51 +23,51 @@ from poold.master.engine.deadlines import Callback, Deadline
 from poold.master.engine.loop import Loop
 from poold.rpc import ANSWER_MAX, REQUEST_MAX
 
-# Clients that have not asked yet, or do not read their answers; the oldest gives way to one more.
+# The most clients without a request, or with an unread answer. The oldest gives way.
 CLIENTS_MAX = 8
-# Clients whose answers are being made.
+# The most clients whose answers are being made.
 WAITING_MAX = 64
-# How long a client may take to ask, and how long to read its answer.
+# The seconds that a client may take to send its request, and again to read the answer.
 CLIENT_SECONDS = 5.0
-# How long to leave accept alone when there is no descriptor for a client.
+# The seconds without accept after an error, for example when there is no free descriptor.
 PAUSE = 0.1
 
 
 @dataclass(slots=True)
 class Answer:
-    """What a verb says, with descriptors that the caller keeps owning."""
+    """The answer to a request. The descriptors in `fds` stay the caller's."""
 
     document: dict[str, Any]
     fds: list[int] = field(default_factory=list)
 
 
 def refusal(error: str) -> Answer:
-    """Return the answer that says no."""
+    """Return the answer that refuses a request, with the reason."""
     return Answer({"ok": False, "error": error})
 
 
 Reply = Callable[[Answer], object]
-# A verb answers by its second argument, now or later, once.
+# A verb calls its second argument with the answer, now or later, once.
 Verb = Callable[[dict[str, Any], Reply], object]
 
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """A client that has not had its answer yet."""
+    """A client that has not had its whole answer yet."""
 
     socket: socket.socket
     request: bytes = b""
     deadline: Deadline | None = None
-    # What it has asked for, and its answer is being made; "" before.
+    # The client's verb once there is a request. `waiting`: the answer is being made.
     verb: str = ""
     waiting: bool = False
-    # What it has not read yet of its answer.
+    # The bytes of the answer that the client has not read yet.
     unsent: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ControlPart(Part):
-    """The control socket, and the client who has asked for the upgrade."""
+    """The control socket, and the client that has asked for the upgrade."""
 
     control: SocketPart
     requester: int | None = None
@@ -82,15 +83,15 @@ class Control:
     """Serves the control socket."""
 
     def __init__(self, *, loop: Loop, verbs: Mapping[str, Verb]) -> None:
-        """Nothing is served before `open`."""
+        """Map verbs to the functions that answer. No client is served before `open`."""
         self._loop = loop
         self._verbs = verbs
         self._opened: Opened | None = None
         self._clients: list[Client] = []
-        self._pausing: Deadline | None = None
-        # Its file has gone and could not be made again, which has been said.
-        self._missed = False
-        # Answers the client of the program before.
+        self._pause_end: Deadline | None = None
+        # The log says already that the socket file has gone and could not be made again.
+        self._loss_logged = False
+        # The function that answers a client of the previous program.
         self._inherited: Reply | None = None
 
     def open(self, opened: Opened) -> None:
@@ -100,18 +101,18 @@ class Control:
         self._watch(opened)
 
     def _watch(self, opened: Opened) -> None:
-        self._pausing = None
+        self._pause_end = None
         try:
             self._loop.watch(opened.socket, partial(self._accept, opened))
         except OSError as error:
-            # No memory for it, say. Without another try nobody could ever ask for anything again.
+            # There may be no memory. Without another try no client could be served any more.
             log.warning("control_refused", error=error.strerror)
-            self._pausing = self._loop.after(PAUSE, partial(self._watch, opened))
+            self._pause_end = self._loop.after(PAUSE, partial(self._watch, opened))
 
     def _pause(self, opened: Opened) -> None:
-        """Leave the clients that come alone for a moment."""
+        """Accept no client for `PAUSE` seconds."""
         self._loop.forget(opened.socket)
-        self._pausing = self._loop.after(PAUSE, partial(self._watch, opened))
+        self._pause_end = self._loop.after(PAUSE, partial(self._watch, opened))
 
     def _accept(self, opened: Opened) -> None:
         try:
@@ -141,7 +142,7 @@ class Control:
         self._make_room()
 
     def _make_room(self) -> None:
-        """Close the oldest of too many clients that keep the master waiting."""
+        """Close the oldest client that keeps the master waiting, if there are too many of these."""
         silent = [client for client in self._clients if not client.waiting]
         if len(silent) > CLIENTS_MAX:
             self._close(silent[0])
@@ -154,21 +155,21 @@ class Control:
         except BlockingIOError:
             return
         except OSError:
-            # It has gone.
+            # The client has gone.
             chunk = b""
         client.request += chunk
         line, end, _ = client.request.partition(b"\n")
         if not chunk:
-            # What it asked for goes on without it.
+            # The client has gone. What the client has asked for goes on.
             self._close(client)
         elif client.waiting:
             self._answer(client, refusal("one request a connection"))
         elif len(line) + len(end) > REQUEST_MAX:
             self._answer(client, refusal(f"the request is longer than {REQUEST_MAX} bytes"))
         elif end:
-            self._take(client, line)
+            self._take_request(client, line)
 
-    def _take(self, client: Client, line: bytes) -> None:
+    def _take_request(self, client: Client, line: bytes) -> None:
         if sum(each.waiting for each in self._clients) >= WAITING_MAX:
             self._answer(client, refusal(f"busy: {WAITING_MAX} others wait for their answers"))
             return
@@ -176,14 +177,14 @@ class Control:
         if client.deadline is not None:
             client.deadline.cancel()
         try:
-            self._ask(client, line, partial(self._answer, client))
+            self._run_verb(client, line, partial(self._answer, client))
         except Exception:
-            # Nobody will answer any more: an end, not silence.
+            # No other code will answer this client. EOF tells the client so.
             if client in self._clients:
                 self._close(client)
             raise
 
-    def _ask(self, client: Client, line: bytes, reply: Reply) -> None:
+    def _run_verb(self, client: Client, line: bytes, reply: Reply) -> None:
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
@@ -197,21 +198,21 @@ class Control:
         self._verbs[verb](request, reply)
 
     def _answer(self, client: Client, answer: Answer) -> None:
-        """Send an answer, with its descriptors; what the client's buffer has no room for is sent as it reads."""
+        """Send an answer. What finds no room in the socket's buffer is sent later."""
         if client not in self._clients or client.unsent:
-            # It has not waited for it, or has had another one.
+            # The client does not wait for this answer, or has had another answer.
             return
         client.waiting = False
         later = False
         try:
             later = self._deliver(client, answer)
         finally:
-            # An answer that cannot be given is an end, not silence.
+            # Where the answer cannot be sent, EOF tells the client so.
             if not later:
                 self._close(client)
 
     def _deliver(self, client: Client, answer: Answer) -> bool:
-        """Send as much of an answer as there is room for; say whether more is to come."""
+        """Send as much of an answer as there is room for. Return whether the rest is sent later."""
         data = json.dumps(answer.document).encode() + b"\n"
         if len(data) > ANSWER_MAX:
             data = json.dumps(refusal("the answer is too long; the log has it").document).encode() + b"\n"
@@ -227,7 +228,7 @@ class Control:
         return False
 
     def _send_later(self, client: Client, unsent: bytes) -> None:
-        """Send the rest of an answer whenever there is room for it, for so long. Raises OSError."""
+        """Send the rest as there is room, for at most `CLIENT_SECONDS`. Raises OSError."""
         client.unsent = unsent
         self._loop.forget(client.socket)
         self._loop.watch(client.socket, partial(self._send, client), writable=True)
@@ -255,28 +256,31 @@ class Control:
         log.debug("control_unanswered", error="it does not read its answer")
         self._close(client)
 
-    def waiting(self, verb: str) -> int | None:
-        """Return the descriptor of the client who has asked for this and whose answer is being made, None when there is none."""
+    def find_waiting(self, verb: str) -> int | None:
+        """Return the descriptor of a client that waits for an answer to this verb, or None."""
         return next((client.socket.fileno() for client in self._clients if client.waiting and client.verb == verb), None)
 
     def save(self) -> ControlPart:
-        """Return the control socket, and the client who has asked for an upgrade and has no answer yet."""
+        """Return the control socket, and the client that waits for the answer to an upgrade."""
         assert self._opened is not None
-        return ControlPart(control=self._opened.save(), requester=self.waiting("upgrade"))
+        return ControlPart(control=self._opened.save(), requester=self.find_waiting("upgrade"))
 
     def restore(self, part: ControlPart) -> None:
-        """Take over control socket and client of the program before; a socket that is not there is opened anew. Raises ConfigError."""
+        """Take over the control socket and the waiting client of the previous program.
+
+        A socket whose descriptor is not there is opened anew. Raises ConfigError.
+        """
         try:
-            self.open(sockets.restored("control", part.control, {}))
+            self.open(sockets.restore_socket("control", part.control, {}))
         except ConfigError as error:
             log.error("listener_lost", listener="control", reason=str(error.problems[0]))
             self.open(sockets.open_control(part.control.path, patience=0))
-        asking = sockets.connection(part.requester) if part.requester is not None else None
+        asking = sockets.adopt_connection(part.requester) if part.requester is not None else None
         if asking is not None:
             self._inherited = self.inherit(socket.socket(fileno=asking.detach()), "upgrade")
 
     def inherit(self, accepted: socket.socket, verb: str) -> Reply:
-        """Take over a client whom the program before has not answered, and return what answers it."""
+        """Take over a client of the previous program, and return what answers that client."""
         accepted.setblocking(False)
         client = Client(accepted, verb=verb, waiting=True)
         self._loop.watch(accepted, partial(self._read, client))
@@ -284,7 +288,7 @@ class Control:
         return partial(self._answer, client)
 
     def answer_inherited(self, answer: Answer) -> None:
-        """Answer the client of the program before, if there is one."""
+        """Answer the client of the previous program, if there is one."""
         reply, self._inherited = self._inherited, None
         if reply is not None:
             reply(answer)
@@ -297,32 +301,32 @@ class Control:
         client.socket.close()
 
     def renew(self) -> None:
-        """Make the socket file again if somebody has removed or replaced it: without one nobody could ask for anything."""
+        """Make a lost socket file again. Without the file no client could connect."""
         former = self._opened
         if former is None:
             return
         if former.reachable():
-            self._missed = False
+            self._loss_logged = False
             return
         try:
             opened = sockets.open_control(former.path, patience=0)
         except ConfigError as error:
-            if not self._missed:
-                self._missed = True
+            if not self._loss_logged:
+                self._loss_logged = True
                 log.warning("control_socket_lost", path=former.path, error=str(error.problems[0]), hint="a reload or a scrape tries again")
             return
         log.warning("control_socket_lost", path=former.path, hint="it was made again")
         for _ in range(CLIENTS_MAX):
-            # Who has connected before it was lost.
-            if self._pausing is None:
+            # Accept the clients that connected before the file was lost.
+            if self._pause_end is None:
                 self._accept(former)
         self._stop_listening(former)
         self.open(opened)
         former.close()
 
     def _stop_listening(self, opened: Opened) -> None:
-        if self._pausing is not None:
-            self._pausing.cancel()
+        if self._pause_end is not None:
+            self._pause_end.cancel()
         self._loop.forget(opened.socket)
 
     def close(self) -> None:
@@ -331,4 +335,4 @@ class Control:
         opened, self._opened = self._opened, None
         if opened is not None:
             steps += [partial(self._stop_listening, opened), opened.close]
-        self._loop.surely(steps)
+        self._loop.call_each_with_retry(steps)

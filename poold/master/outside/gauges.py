@@ -75,10 +75,10 @@ class Gauges:
         The master's loop calls this at the end of each turn.
         """
         cells = self._counters.cells
-        stirred, moved = self._table.take_changes()
-        for key in stirred:
+        changed_states, changed_children = self._table.take_changes()
+        for key in changed_states:
             cells[CHILDREN[key]] = self._table.census[key]
-        for slot, child in moved.items():
+        for slot, child in changed_children.items():
             if child is None:
                 self._rows.clear(slot)
             else:

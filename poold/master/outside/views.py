@@ -1,7 +1,9 @@
-"""What others see of this master: its own words, in a line or in full, and descriptors of what it publishes.
+"""What the master shows of itself: the process title, the status line, and views for clients.
 
-A table of thousands costs the master nothing, because the client reads it. What sessions say of themselves is on a page of each that
-nobody else may have; it is copied for those who ask for it, a bounded number a turn.
+A view is descriptors of shared memory with the counters and rows. The client reads that memory, so
+a table of thousands of rows costs the master nothing. The text that a session has set is on the
+session's activity page, which no other process may have. For a client that asks for these texts the
+master copies them, a bounded number in each turn.
 """
 
 import json
@@ -27,7 +29,7 @@ from poold.title import set_title
 
 
 class Views:
-    """Says how it goes."""
+    """Shows the state of the master."""
 
     def __init__(
         self,
@@ -56,28 +58,28 @@ class Views:
         self._memories = memories
         self._manager = manager
         self._started_at = started_at
-        # Sessions and cap, as the title has them.
-        self._titled = (-1, 0)
+        # The sessions and the cap in the present process title.
+        self._shown_load = (-1, 0)
 
     def show(self) -> None:
-        """Show how it goes: in this process's title, and to the service manager."""
+        """Set this process's title, and send the status line to the service manager."""
         load = self._load()
-        if load != self._titled:
-            self._titled = load
+        if load != self._shown_load:
+            self._shown_load = load
             set_title(f"master [{load[0]}/{load[1]}]")
-        if self._life.phase is not Phase.STARTING and self._manager.listens:
-            self._manager.status(self._line())
+        if self._life.phase is not Phase.STARTING and self._manager.present:
+            self._manager.status(self._status_line())
 
     def show_ready(self) -> None:
-        """Tell the service manager that clients are served from now on."""
-        self._manager.status(self._line())
+        """Tell the service manager that the master serves connections from now on."""
+        self._manager.status(self._status_line())
         self._manager.ready()
 
     def _load(self) -> tuple[int, int]:
         return len(self._sessions.open), self._current.config.pool.max_children
 
-    def _line(self) -> str:
-        """Return how it goes, in one line."""
+    def _status_line(self) -> str:
+        """Return the state of the master in one line."""
         sessions, cap = self._load()
         text = f"{sessions}/{cap} sessions, {len(self._handover.spares)} spares"
         left = self._life.left(self._loop.clock())
@@ -87,7 +89,7 @@ class Views:
         return text if shown is Phase.RUNNING else f"{shown}, {text}"
 
     def about(self) -> dict[str, Any]:
-        """Return what the master says of itself on the control socket."""
+        """Return the master's own facts for a client of the control socket."""
         return {
             "ok": True,
             "version": __version__,
@@ -101,13 +103,17 @@ class Views:
         }
 
     def view(self, request: dict[str, Any], reply: Reply) -> None:
-        """Answer with counters and rows; with `statuses`, a JSON object of texts by session comes with them."""
+        """Answer with the descriptors of counters and rows.
+
+        With `statuses` in the request, a JSON object of the sessions' texts by session id comes
+        too.
+        """
         if request.get("statuses"):
-            self._activities.gather(self._loop, self._table, partial(self._gathered, reply))
+            self._activities.gather(self._loop, self._table, partial(self._answer_with_statuses, reply))
         else:
             reply(Answer(self.about(), self._memories.views))
 
-    def _gathered(self, reply: Reply, texts: dict[int, str]) -> None:
+    def _answer_with_statuses(self, reply: Reply, texts: dict[int, str]) -> None:
         try:
             statuses = memory_file("statuses", json.dumps(texts).encode())
         except OSError as error:

@@ -101,7 +101,7 @@ class Molds(Succession[Mold]):
         try:
             self._used = self._launch(self._recipe(self._current), self._current.generation)
         except OSError as error:
-            self._again(str(error))
+            self._start_later(str(error))
 
     def _recipe(self, settings: Current) -> Recipe:
         return self._launcher.recipe(settings.config, settings.people)
@@ -278,7 +278,7 @@ class Molds(Succession[Mold]):
         log.info("mold_ready", pid=mold.child.pid, seconds=self._loop.clock() - mold.child.claimed_at)
         if threads > 1:
             log.warning("mold_has_threads", threads=threads, hint="workers are forked twice, which is slower; start threads in the handler")
-        mold.turned_out(None)
+        mold.report_outcome(None)
         if mold is self._substitute:
             self._replace(mold)
         elif mold is self._used:
@@ -303,7 +303,7 @@ class Molds(Succession[Mold]):
         self._ladder.expel(mold.child, Failure.TIMEOUT)
         # Not its exit but its silence is the reason for a new one: a process in the kernel's hands may take its time to die.
         self._close(mold)
-        self._again("")
+        self._start_later("")
 
     def _close(self, mold: Mold) -> None:
         """Use this mold no more."""
@@ -320,7 +320,7 @@ class Molds(Succession[Mold]):
         reason = mold.reason or f"the mold ended with status {exit.status}"
         if mold is self._candidate:
             self._candidate = None
-            mold.turned_out(reason)
+            mold.report_outcome(reason)
             return
         if mold is self._substitute:
             self._substitute = None
@@ -333,9 +333,9 @@ class Molds(Succession[Mold]):
         if not self._ever_ready:
             self.failed_start = reason
         elif self._used is None:
-            self._again(reason)
+            self._start_later(reason)
 
-    def _tell(self, reason: str, *, first: bool) -> None:
+    def _log_failure(self, reason: str, *, first: bool) -> None:
         if first or reason != self._told:
             # Once for each reason, however often it is tried again.
             self._told = reason

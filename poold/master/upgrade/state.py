@@ -27,7 +27,7 @@ from poold.master.clients.listening import ListenersPart
 from poold.master.clients.sessions import SessionsPart
 from poold.master.clients.store import StorePart
 from poold.master.current import Current
-from poold.master.document.part import Owner, Part, descriptor, within
+from poold.master.document.part import Owner, Part, check_descriptor, check_range
 from poold.master.document.tally import CountersPart
 from poold.master.memories import MemoriesPart
 from poold.master.outside.control import ControlPart
@@ -50,7 +50,7 @@ class OriginPart(Part):
 
     def check(self) -> None:
         """Raise ValueError where this can be no time."""
-        within("a time", self.started_at, 0)
+        check_range("a time", self.started_at, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class SettingsPart(Part):
 
     def check(self) -> None:
         """Raise ValueError where this can be no generation."""
-        within("a generation", self.generation, 1, (1 << 32) - 2)
+        check_range("a generation", self.generation, 1, (1 << 32) - 2)
 
     @classmethod
     def of(cls, current: Current, verdict: Mapping[str, Any]) -> "SettingsPart":
@@ -124,7 +124,7 @@ class StateDocument(
             part.check(self)
         fds = list(self._descriptors())
         for fd in fds:
-            descriptor(fd)
+            check_descriptor(fd)
         _unique("slot", (child.slot for child in self.children))
         _unique("pid", (child.pid for child in self.children))
         _unique("session", (child.session.id for child in self.children if child.session is not None))

@@ -293,7 +293,7 @@ class Upgrades:
         try:
             self._inbox.hold(*([signal.SIGHUP] if upgrade.reload else []))
             self._tracees.release_all()
-            with self._launcher.streams.lent():
+            with self._launcher.streams.bypass_logger():
                 program.replace(document, fds, self._origin.environ, guard=watched, log_format=self._current.config.log.format)
         except OSError as error:
             raise ConfigError([Problem("", f"the new program cannot be executed: {error.strerror}")]) from error
@@ -324,13 +324,13 @@ class Upgrades:
             steps.append(self._manager.ready_again)
         if upgrade.reload:
             steps.append(partial(self._inbox.note, signal.SIGHUP))
-        self._loop.each(steps)
+        self._loop.call_each(steps)
 
     def _stop(self) -> None:
         """Refuse what runs or waits: the end has begun."""
         told, self._waiting = self._waiting, None
         if told is not None:
-            self._loop.guarded(partial(self.asked, told))
+            self._loop.call_guarded(partial(self.asked, told))
         if self._running is not None:
             self._fail(self._running, [Problem("", "poold is stopping")])
 
