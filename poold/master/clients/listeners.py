@@ -34,7 +34,8 @@ ACCEPTS_MAX = 16
 # The seconds without accept after the kernel was out of a resource. No event would tell that the
 # resource is there again.
 PAUSE = 0.1
-# How long the queue of a removed listener is served at the most, where `timeouts.drain` is not longer.
+# The seconds for which the queue of a removed listener is served at most, where `timeouts.drain` is
+# not longer.
 EMPTY_SECONDS = 30.0
 # Errors of one client's connection that was gone before the accept (accept(2), "Error handling").
 # The next accept may work.

@@ -35,8 +35,8 @@ class Manager:
         if interval.isdigit() and (not pid or pid == str(os.getpid())):
             self._watchdog = int(interval) / 1_000_000
         self._text = ""
-        self._told = ""
-        self._telling: Deadline | None = None
+        self._sent_text = ""
+        self._next_status: Deadline | None = None
 
     @property
     def present(self) -> bool:
