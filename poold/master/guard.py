@@ -37,14 +37,14 @@ def main() -> None:
     log.configure(format=settings["log_format"], level=settings["log_level"], journal=settings["log_journal"], framed=framed)
     channel = socket.socket(fileno=fds["channel"])
     channel.send(READY)
-    if channel.recv(len(WATCH)) != WATCH or left(channel):
+    if channel.recv(len(WATCH)) != WATCH or ends_in_time(channel):
         return
     log.error("upgrade_hangs", seconds=SECONDS)
     # The pid is the parent's as long as there is this process: it would have been killed with it.
     os.kill(master, signal.SIGKILL)
 
 
-def left(channel: socket.socket) -> bool:
+def ends_in_time(channel: socket.socket) -> bool:
     """Say whether the channel ends in time.
 
     The time is counted in seconds that this process has run through: one in which the machine stood still counts once, however long.

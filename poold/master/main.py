@@ -100,12 +100,12 @@ class Master:
     def close(self) -> None:
         """Close every socket, remove the socket files that are its own, and let the last lines out."""
         try:
-            self._loop.surely([self._parts.close, self._say_stopped, self._parts.loggers.close])
+            self._loop.surely([self._parts.close, self._log_stopped, self._parts.loggers.close])
         except InternalError:
             # Every step has been taken, and there is nothing left to give up.
             self._exit_code = ExitCode.INTERNAL
 
-    def _say_stopped(self) -> None:
+    def _log_stopped(self) -> None:
         if self._life.phase is Phase.STOPPED:
             log.info("stopped", exit_status=int(self._exit_code))
 
@@ -126,7 +126,7 @@ class Master:
         parts.open()
         parts.start()
         parts.reloads.note_success()
-        self._show()
+        self._publish()
 
     def take_over(self, before: StateDocument) -> None:
         """Go on where the program before has stopped."""
@@ -136,7 +136,7 @@ class Master:
         self._loop.resume(parts.counters.cells[LOOP_ERRORS])
         parts.start()
         self._life.enter(Phase.RUNNING)
-        told = parts.upgrades.applied(before.version)
+        answer = parts.upgrades.report_applied(before.version)
         parts.reloads.note_success()
         # From here on signals are taken; those that came meanwhile come now.
         self._inbox.open()
@@ -147,15 +147,15 @@ class Master:
         self._inherited = None
         # An exporter that is not answered in time shows what is there: it must not be less than before.
         parts.gauges.measure()
-        self._show()
-        parts.control.answer_inherited(Answer(told))
+        self._publish()
+        parts.control.answer_inherited(Answer(answer))
 
     def _on_signals(self, signals: set[int]) -> None:
         """Act on each that has come, whatever is raised by another."""
         acts: list[tuple[set[int], Callback]] = [
             ({signal.SIGCHLD}, self._parts.reaper.reap),
             ({signal.SIGHUP}, self._on_hup),
-            ({signal.SIGUSR2}, partial(self._parts.upgrades.asked, lambda document: None)),
+            ({signal.SIGUSR2}, partial(self._parts.upgrades.request, lambda document: None)),
             ({signal.SIGTERM, signal.SIGINT}, self._on_term),
             ({signal.SIGQUIT}, partial(self._parts.drain.stop, Cause.KILLED)),
         ]
@@ -166,7 +166,7 @@ class Master:
             self._parts.upgrades.reload_afterwards()
         else:
             self._parts.control.renew()
-            self._parts.reloads.signalled()
+            self._parts.reloads.request_by_signal()
 
     def _on_term(self) -> None:
         """Drain; a second time: stop now; once more: at once."""
@@ -188,7 +188,7 @@ class Master:
             log.error("start_failed", reason=parts.molds.failed_start)
             self._fail(ExitCode.FAILED)
         parts.reloads.advance()
-        if parts.drain.over():
+        if parts.drain.is_over():
             parts.drain.stop(Cause.DRAINED)
         if life.stops:
             parts.drain.advance()
@@ -197,9 +197,9 @@ class Master:
         parts.listeners.gate(parts.door.is_open())
         unsettled = parts.listeners.look()
         # A queue that was found empty just now may have been the last thing to wait for.
-        self._loop.eager = unsettled or parts.drain.over() or parts.pool.wants_spares()
+        self._loop.eager = unsettled or parts.drain.is_over() or parts.pool.wants_spares()
         self._loop.holdoff = parts.pool.holdoff()
-        self._show()
+        self._publish()
         parts.upgrades.advance()
 
     def _ready(self) -> None:
@@ -223,12 +223,12 @@ class Master:
         with contextlib.suppress(InternalError):
             self._fail(ExitCode.INTERNAL)
 
-    def _show(self) -> None:
+    def _publish(self) -> None:
         """Make visible what has become of the turn: title, status line, gauges, answers to the exporter."""
         parts = self._parts
         parts.views.show()
         if parts.exporters.asked():
-            parts.look()
+            parts.measure()
         parts.gauges.publish()
         parts.exporters.answer()
 
@@ -236,10 +236,10 @@ class Master:
         parts = self._parts
         parts.control.renew()
         dry, upgrading = bool(request.get("dry_run")), parts.upgrades.running
-        parts.reloads.asked(lambda document: reply(Answer(document)), dry=dry, upgrading=upgrading)
+        parts.reloads.request(lambda document: reply(Answer(document)), dry=dry, upgrading=upgrading)
 
     def _upgrade(self, request: dict[str, Any], reply: Reply) -> None:
-        self._parts.upgrades.asked(lambda document: reply(Answer(document)))
+        self._parts.upgrades.request(lambda document: reply(Answer(document)))
 
     def _stop(self, request: dict[str, Any], reply: Reply) -> None:
         reply(Answer({"ok": True, "pid": os.getpid()}))

@@ -28,7 +28,7 @@ class MemoriesPart(Part):
 class Memories:
     """The shared memories.
 
-    `phase` is mapped by workers for as long as they live: the program after this one takes it over. `common` is the one file in which
+    `phase` is mapped by workers for as long as they live: the program after this one takes it over. `shared_activity` is the one file in which
     workers of a version before pages of their own have theirs.
     """
 
@@ -36,14 +36,14 @@ class Memories:
     rows: ChildRows
     phase: PhasePage
     phase_fd: int
-    common: int
+    shared_activity: int
     # Read-only: the phase page for molds; counters and rows for whoever asks on the control socket.
     phase_view: int
     views: list[int]
 
     def save(self) -> MemoriesPart:
         """Return what workers go on with."""
-        return MemoriesPart(activity=self.common, phase=self.phase_fd)
+        return MemoriesPart(activity=self.shared_activity, phase=self.phase_fd)
 
     def restore(self, part: MemoriesPart) -> None:
         """Do nothing: memories are made of their part, because all others need them."""
@@ -53,19 +53,19 @@ def share(inherited: MemoriesPart | None = None) -> Memories:
     """Make the shared memories, or those that are not inherited. Raises OSError."""
     counters, rows = Counters(), ChildRows()
     if inherited is None:
-        common, phase = shared_memory("activity", SLOTS * PAGE_SIZE), shared_memory("phase", PAGE_SIZE)
+        shared_activity, phase = shared_memory("activity", SLOTS * PAGE_SIZE), shared_memory("phase", PAGE_SIZE)
     else:
-        common, phase = inherited.activity, _phase(inherited.phase)
+        shared_activity, phase = inherited.activity, _check_phase_page(inherited.phase)
     try:
         keep_size(phase)
     except PermissionError:
         # Done by the program before.
         pass
     views = [read_only(fd) for fd in (counters.fd, rows.fd)]
-    return Memories(counters, rows, PhasePage(phase), phase, common, read_only(phase), views)
+    return Memories(counters, rows, PhasePage(phase), phase, shared_activity, read_only(phase), views)
 
 
-def _phase(fd: int) -> int:
+def _check_phase_page(fd: int) -> int:
     """Return the phase page of the program before, or another one where that is none: touching what is not there would be fatal."""
     try:
         if os.fstat(fd).st_size < PAGE_SIZE:

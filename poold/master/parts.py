@@ -109,7 +109,7 @@ class Parts:
         """Build what a worker goes through: the order, the birth, the hand-over; and the policy of the pool."""
         life, current, loop, table, ladder, counters = self.life, self.current, self.loop, self.table, self.ladder, self.counters
         self.births = births = Births(table=table, counters=counters)
-        self.activities = activities = Activities(self.memories.common)
+        self.activities = activities = Activities(self.memories.shared_activity)
         self.handover = handover = HandOver(
             current=current, loop=loop, table=table, ladder=ladder, sessions=self.sessions, counters=counters
         )
@@ -133,7 +133,7 @@ class Parts:
             counters=counters,
             launcher=self.launcher,
             phase=self.memories.phase_view,
-            common=self.memories.common,
+            shared_activity=self.memories.shared_activity,
         )
         self.orders = Orders(
             life=life,
@@ -305,7 +305,7 @@ class Parts:
         self.molds.start()
         self.exporters.start()
 
-    def look(self) -> None:
+    def measure(self) -> None:
         """Find out what nobody tells: how full the kernel's queues are, which socket file has gone, what this process has used."""
         self.listeners.measure()
         self.control.renew()

@@ -148,7 +148,7 @@ class Exporters(Succession[Exporter]):
 
         child = self._starter.start(Kind.EXPORTER, settings.generation, pair=_lifeline, launch=launch, read=self._read)
         exporter = self._members[child] = Exporter(child)
-        self._ladder.within(child, STARTUP, partial(self._ladder.expel, child, Failure.TIMEOUT))
+        self._ladder.set_deadline(child, STARTUP, partial(self._ladder.expel, child, Failure.TIMEOUT))
         log.info("exporter_started", pid=child.pid)
         return exporter
 
@@ -211,7 +211,7 @@ class Exporters(Succession[Exporter]):
 
     def _ready(self, exporter: Exporter) -> None:
         exporter.child.ready = True
-        self._ladder.relax(exporter.child)
+        self._ladder.clear_deadline(exporter.child)
         self._table.move(exporter.child, State.SERVING)
         self._throttle.succeeded()
         log.info("exporter_ready", pid=exporter.child.pid)
@@ -246,7 +246,7 @@ class Exporters(Succession[Exporter]):
             self._look_out()
             return
         exporter.asked, exporter.answered = True, False
-        self._ladder.within(exporter.child, SILENCE, partial(self._due, exporter))
+        self._ladder.set_deadline(exporter.child, SILENCE, partial(self._due, exporter))
         try:
             exporter.child.channel.send(QUESTION, socket.MSG_NOSIGNAL)
         except OSError:

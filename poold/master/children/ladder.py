@@ -26,12 +26,12 @@ class Ladder:
         self._loop = loop
         self._table = table
 
-    def within(self, child: Child, seconds: float, callback: Callback) -> None:
+    def set_deadline(self, child: Child, seconds: float, callback: Callback) -> None:
         """Set the child's deadline; the one it had is forgotten."""
-        self.relax(child)
+        self.clear_deadline(child)
         child.deadline = self._loop.after(seconds, callback)
 
-    def relax(self, child: Child) -> None:
+    def clear_deadline(self, child: Child) -> None:
         """Forget the child's deadline."""
         if child.deadline is not None:
             child.deadline.cancel()
@@ -53,19 +53,19 @@ class Ladder:
             self.close_channel(child)
         if not child.leaving:
             self._table.move(child, State.RETIRING)
-        self.within(child, self._current.config.timeouts.kill, partial(self.terminate, child))
+        self.set_deadline(child, self._current.config.timeouts.kill, partial(self.terminate, child))
 
     def terminate(self, child: Child) -> None:
         """Stop a child now; KILL follows when it does not."""
         if child.state in (State.TERMINATING, State.KILLED):
             return
         self._table.move(child, State.TERMINATING)
-        self.within(child, self._current.config.timeouts.kill, partial(self.kill, child))
+        self.set_deadline(child, self._current.config.timeouts.kill, partial(self.kill, child))
         self._signal(child, signal.SIGTERM)
 
     def kill(self, child: Child) -> None:
         """End a child that did not stop."""
-        self.relax(child)
+        self.clear_deadline(child)
         if child.state is State.KILLED:
             return
         self._table.move(child, State.KILLED)
@@ -82,9 +82,9 @@ class Ladder:
         """Give a child that the program before has told to go the time it has for that, from now."""
         seconds = self._current.config.timeouts.kill
         if child.state is State.RETIRING:
-            self.within(child, seconds, partial(self.terminate, child))
+            self.set_deadline(child, seconds, partial(self.terminate, child))
         elif child.state is State.TERMINATING:
-            self.within(child, seconds, partial(self.kill, child))
+            self.set_deadline(child, seconds, partial(self.kill, child))
 
     def sweep(self, child: Child) -> None:
         """End what is left of a worker's group when poold ended its session; to be called before the leader is reaped."""

@@ -37,7 +37,7 @@ except BaseException as error:
 """
 
 
-def replace(document: bytes, fds: Iterable[int], environ: Mapping[str, str], *, guard: int, log_format: LogFormat) -> NoReturn:
+def exec_successor(document: bytes, fds: Iterable[int], environ: Mapping[str, str], *, guard: int, log_format: LogFormat) -> NoReturn:
     """Become `poold.master.successor` of the code that is on disk now: the same process, the same children.
 
     It gets the document, these descriptors, that of its guard, and this environment; should it not even be loaded, it says so in

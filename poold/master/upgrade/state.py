@@ -31,7 +31,7 @@ from poold.master.document.part import Owner, Part, descriptor, within
 from poold.master.document.tally import CountersPart
 from poold.master.memories import MemoriesPart
 from poold.master.outside.control import ControlPart
-from poold.master.pool.molds import MoldsPart
+from poold.master.pool.mold import MoldsPart
 
 # Counts incompatible changes: what another format says is not guessed at.
 FORMAT = 1
