@@ -129,7 +129,7 @@ class Reloads:
             self._begin(lambda document: None, dry=False)
 
     def request(self, on_end: OnEnd, *, dry: bool, upgrading: bool) -> None:
-        """Take a `poold reload`. While a reload or an upgrade (`upgrading`) runs, the answer is busy."""
+        """Take a `poold reload`. While a reload or an upgrade (`upgrading`) runs, poold is busy."""
         if self._life.ends:
             on_end({"ok": False, "error": "poold is stopping"})
         elif upgrading or self._running is not None:
@@ -336,7 +336,7 @@ class Reloads:
         self._loop.each(steps)
 
     def note_success(self) -> None:
-        """Show that the settings of the file are in force since now. Used after a start as well."""
+        """Show that the file's settings are in force: after a reload, a start or an upgrade."""
         cells = self._counters.cells
         cells[RELOAD_SUCCESSFUL] = 1
         cells[RELOAD_SUCCESS_AT] = int(self._wall_clock() * 1_000_000)

@@ -86,7 +86,7 @@ class Births:
         self._record_birth(child, report.pid)
 
     def prove(self, child: Child) -> None:
-        """Accept the pid that the mold has named, if the kernel says that the master has such a child.
+        """Accept the pid that the mold has named, if the kernel knows that child of the master.
 
         A worker that hangs before BORN becomes known in this way.
         """

@@ -181,7 +181,7 @@ class Molds(Succession[Mold]):
             self._start_substitute(mold)
 
     def _start_substitute(self, failing: Mold) -> None:
-        """Start a substitute for a failing mold. If that fails, the next failed order tries again."""
+        """Start a substitute for a failing mold. If that fails, the next failed order retries."""
         self._substitute_throttle.failed(self._loop.clock())
         log.warning("mold_failing", pid=failing.child.pid, failures=failing.failures.count, retry_seconds=self._substitute_throttle.delay)
         try:
@@ -224,7 +224,7 @@ class Molds(Succession[Mold]):
         return all(self._read_report(mold) for _ in range(channel.MESSAGES_PER_TURN))
 
     def _read_report(self, mold: Mold) -> bool:
-        """Act on the next report. Return whether one more may be there, which epoll reports again."""
+        """Act on the next report. Return whether to try once more. epoll reports any rest again."""
         if mold.child.channel is None:
             return False
         try:

@@ -1,4 +1,4 @@
-"""The master's end of an upgrade's guard (`poold.master.guard`): starts it, gives it the word, lets it go."""
+"""The master's side of an upgrade's guard (`poold.master.guard`)."""
 
 import socket
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from poold.master.current import Current
 from poold.master.engine.loop import Loop
 from poold.master.guard import READY, WATCH
 
-# Told that the guard is ready, or why there is none.
+# Gets None when the guard is ready, or the reason why there is no guard.
 OnReady = Callable[[str | None], object]
 
 
 class Guard:
-    """A guard that runs. It belongs to the trials in the table: it is there for the sake of one upgrade."""
+    """A running guard. In the table of children a guard counts as a trial."""
 
     def __init__(self, *, current: Current, loop: Loop, ladder: Ladder, launcher: Launcher, trials: Trials, on_ready: OnReady) -> None:
-        """Start it. Raises OSError."""
+        """Start the guard. Raises OSError."""
         self._loop = loop
         self._ladder = ladder
         self._on_ready = on_ready
@@ -40,7 +40,7 @@ class Guard:
         except BlockingIOError:
             return
         except OSError:
-            # It ended with words unread.
+            # The guard has ended without reading everything.
             word = b""
         if word == READY:
             self._on_ready(None)
@@ -49,12 +49,15 @@ class Guard:
         self._on_ready("the guard of the upgrade has ended; what it said is in the log")
 
     def watch(self) -> int:
-        """Have it watch from now on, and return the descriptor that the new program closes when its loop turns. Raises OSError."""
+        """Tell the guard to watch the master from now on. Raises OSError.
+
+        Return the descriptor that the new program closes once its loop turns.
+        """
         self._channel.send(WATCH, socket.MSG_NOSIGNAL)
         return self._channel.fileno()
 
     def dismiss(self) -> None:
-        """Let it go; again does no harm."""
+        """Ask the guard to leave. A second call changes nothing."""
         self._loop.forget(self._channel)
         self._channel.close()
         child, self._child = self._child, None

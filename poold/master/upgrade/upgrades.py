@@ -1,14 +1,19 @@
-"""Upgrades in place: the code that is on disk now takes this master's place, in the same process.
+"""Upgrades: the master's process replaces its own program with the code that is on disk now.
 
-    begin ─▶ trial of the new code ─▶ its mold ready, a guard ready ─▶ quiet ─▶ exec ─▶ (poold.master.successor)
-                └──────────────────────────────────┴──▶ refused         └───┴──▶ undone: everything is as it was
+    request ─▶ trial of the new code ─▶ its mold ready, a guard ready ─▶ RESTING ─▶ exec
+                └───────────────────────────────┴──▶ refused               └─────────┴──▶ undone
 
-Everything that can fail is done before the exec, where nothing has changed yet: the new code has judged the settings and read the
-state document, and its own mold has imported the handler. Quiet is when no connection is on its way from hand to hand: nobody is
-accepted, every session is its worker's own, no worker is being born. Newcomers wait in the kernel's queue meanwhile.
+All that can fail is done before the exec, while nothing has changed. The trial of the new code
+judges the settings and reads the state document. The new code's mold imports the handler. After the
+exec `poold.master.successor` runs.
 
-One upgrade runs at a time. One that is asked for while a reload runs waits for its end. An upgrade ends, whatever is raised: an error of
-poold's own refuses or undoes it, and one that reaches nobody here is found by a deadline.
+The exec waits until no connection is being handed over. In the phase RESTING no client is accepted,
+and new clients wait in the kernel's queue. The exec follows when every session has its worker and
+no worker is being born.
+
+One upgrade runs at a time. A request during a reload waits for the end of the reload. Each upgrade
+ends: an error of poold's own refuses or undoes the upgrade. If a message is lost inside poold, a
+deadline does so.
 """
 
 import os
@@ -44,12 +49,12 @@ from poold.scoreboard import UPGRADES, Counters
 from poold.settings import file as settings
 from poold.words import UpgradeResult
 
-# How long newcomers are kept waiting for quiet before the upgrade is given up.
+# Seconds in RESTING, while clients wait, after which the upgrade is given up.
 RESTING_SECONDS = 2.0
-# How much later than its own deadline the word of a trial or a mold may come.
+# Seconds that the master waits for a trial or a mold beyond their own deadline.
 GRACE_SECONDS = 10.0
 
-# OnEnd how an upgrade ended: a document for who asked.
+# Gets the answer to the request: a document that tells how the upgrade has ended.
 OnEnd = Callable[[dict[str, Any]], object]
 
 
@@ -59,15 +64,15 @@ class Upgrade:
 
     on_end: OnEnd
     verdict: dict[str, Any] = field(default_factory=dict)
-    # What the trial has found on disk, and what must be there still.
+    # The files that the trial has found on disk, and that must still be there at the exec.
     files: tuple[footprint.File, ...] = ()
     guard: Guard | None = None
-    # What has yet to be ready before there can be quiet.
+    # The parts that must be ready before RESTING.
     awaited: set[str] = field(default_factory=set)
-    # Newcomers have been kept waiting for quiet.
+    # Whether the upgrade has entered RESTING.
     rested: bool = False
     deadline: Deadline | None = None
-    # A SIGHUP that came meanwhile is for whoever is here afterwards.
+    # Whether a SIGHUP has come meanwhile. The program that runs afterwards handles the signal.
     reload: bool = False
 
 
@@ -94,7 +99,7 @@ class Upgrades:
         origin: Origin,
         owners: Sequence[Owner[Any]],
     ) -> None:
-        """`owners` are all whose parts make up the state document."""
+        """Take the neighbours. The parts of all `owners` together make up the state document."""
         self._life = life
         self._current = current
         self._loop = loop
@@ -112,12 +117,12 @@ class Upgrades:
         self._origin = origin
         self._owners = owners
         self._running: Upgrade | None = None
-        # Who has asked for one while a reload ran.
+        # The callback of a request that waits for the end of a reload.
         self._postponed: OnEnd | None = None
 
     @property
     def running(self) -> bool:
-        """Say whether one runs."""
+        """Return whether an upgrade runs."""
         return self._running is not None
 
     def request(self, on_end: OnEnd) -> None:
@@ -143,7 +148,7 @@ class Upgrades:
         return "poold is not ready yet" if self._life.phase is Phase.STARTING else ""
 
     def report_applied(self, before: str) -> dict[str, Any]:
-        """Count and log that this program goes on where that version has stopped; return what whoever asked for it is told."""
+        """Count and log that this program has replaced version `before`. Return the answer."""
         self._count_result(UpgradeResult.APPLIED)
         sessions, generation = len(self._sessions.open), self._current.generation
         log.info("upgrade_applied", before=before, version=__version__, generation=generation, sessions=sessions)
@@ -164,7 +169,7 @@ class Upgrades:
         self._run_step(upgrade, partial(self._start_trial, upgrade))
 
     def _run_step(self, upgrade: Upgrade, step: Callback) -> None:
-        """Take a step of this upgrade, if it still runs; whatever is raised ends it."""
+        """Take a step of this upgrade if the upgrade still runs. Any exception ends the upgrade."""
         if upgrade is not self._running:
             return
         try:
@@ -183,7 +188,7 @@ class Upgrades:
         upgrade.deadline = self._loop.after(seconds, callback)
 
     def _refuse_after(self, upgrade: Upgrade, seconds: float, what: str) -> None:
-        """Refuse this upgrade when its next word has not come by then: it is lost, because whoever owes it has a deadline too."""
+        """Refuse this upgrade if the next message is late: its sender has an earlier deadline."""
         overdue = [Problem("", f"{what} has not been heard of for {seconds:g} s")]
         self._set_deadline(upgrade, seconds, lambda: self._fail(upgrade, overdue))
 
@@ -214,9 +219,10 @@ class Upgrades:
         self._run_step(upgrade, partial(self._prepare, upgrade, verdict, problems))
 
     def _prepare(self, upgrade: Upgrade, verdict: dict[str, Any], problems: list[Problem]) -> None:
-        """Start the new code's mold, and the guard. The verdict is another version's, and may be anything. Raises ConfigError, OSError."""
+        """Start the new code's mold and the guard. Raises ConfigError, OSError."""
         if problems:
             raise ConfigError(problems)
+        # The verdict comes from another version and may hold anything.
         upgrade.verdict = verdict
         if "files" not in verdict:
             log.debug("upgrade_unchecked", what="whether a file changes before the end", reason="the trial's version lists none")
@@ -240,7 +246,7 @@ class Upgrades:
             raise ConfigError([Problem("", f"the new program's mold cannot be started: {error.strerror}")]) from error
 
     def _on_prepared(self, upgrade: Upgrade, part: str, reason: str | None) -> None:
-        """Take the news that the new mold or the guard is ready, or that it never will be or is no more."""
+        """Take the news that the new mold or the guard is ready, or cannot be used (`reason`)."""
         if reason is not None:
             problem = Problem("server.handler" if part == "mold" else "", reason)
             self._run_step(upgrade, partial(self._fail, upgrade, [problem]))
@@ -250,15 +256,15 @@ class Upgrades:
             self._run_step(upgrade, partial(self._start_resting, upgrade))
 
     def _start_resting(self, upgrade: Upgrade) -> None:
-        """Let nobody in until there is quiet. Raises ConfigError."""
-        # Before anybody waits for it.
+        """Stop accepting clients until the exec. Raises ConfigError."""
+        # The check comes before any client has to wait.
         self._check_files(upgrade)
         self._set_deadline(upgrade, RESTING_SECONDS, partial(self._give_up_resting, upgrade))
         self._life.enter(Phase.RESTING)
         upgrade.rested = True
 
     def _check_files(self, upgrade: Upgrade) -> None:
-        """Make sure that what was tried is what is on disk. Raises ConfigError."""
+        """Raise ConfigError if a file that was tried is not on disk any more."""
         path = footprint.changed(upgrade.files)
         if path is not None:
             raise ConfigError([Problem("", f"{path} has changed since it was tried; ask again when nothing is being installed")])
@@ -268,7 +274,7 @@ class Upgrades:
         self._fail(upgrade, [Problem("", f"{waiting} sessions are without a worker after {RESTING_SECONDS:g} s of waiting")])
 
     def advance(self) -> None:
-        """Go on as far as the facts allow; called in each turn. Once there is quiet the next program begins, and this does not return."""
+        """Go on if the facts allow. Called in each turn. Does not return if the exec succeeds."""
         if self._life.ends:
             self._refuse_all()
         elif self._postponed is not None and not self._reloads.running:
@@ -278,14 +284,14 @@ class Upgrades:
             self._run_step(self._running, partial(self._execute, self._running))
 
     def _no_hand_over_open(self) -> bool:
-        """Say whether no connection is on its way from hand to hand."""
+        """Return whether every session has its worker and no worker is being born."""
         return self._pool.nothing_pending() and len(self._sessions.open) == self._sessions.serving
 
     def _make_document(self, verdict: Mapping[str, Any]) -> StateDocument:
         return state.collect(SettingsPart.of(self._current, verdict), self._owners)
 
     def _execute(self, upgrade: Upgrade) -> NoReturn:
-        """Be the next program. Raises ConfigError, OSError; whatever is raised, nothing has changed."""
+        """Become the next program. Raises ConfigError, OSError, and nothing has changed then."""
         guard = upgrade.guard
         assert guard is not None
         found = self._make_document(upgrade.verdict)
@@ -303,7 +309,7 @@ class Upgrades:
             self._inbox.release()
 
     def _fail(self, upgrade: Upgrade, problems: list[Problem]) -> None:
-        """Give up what was made; everything is as it was. It is refused before there is quiet, and undone from then on."""
+        """Give up what was prepared. The upgrade is undone once in RESTING, and refused before."""
         if upgrade is not self._running:
             return
         reasons = [str(problem) for problem in problems]
@@ -329,7 +335,7 @@ class Upgrades:
         self._loop.each(steps)
 
     def _refuse_all(self) -> None:
-        """Refuse what runs or waits: the end has begun."""
+        """Refuse the upgrade that runs or waits, because the master has begun to end."""
         on_end, self._postponed = self._postponed, None
         if on_end is not None:
             self._loop.guarded(partial(self.request, on_end))
