@@ -1,14 +1,14 @@
 """The drain and the stop of the daemon.
 
-In the drain, queued clients are still served, and sessions get time to finish. In the stop the
-master ends all children, first with TERM, then with KILL.
+    begin ─▶ DRAINING ─▶ is_over ─▶ stop ─▶ STOPPING ─▶ CLOSING ─▶ STOPPED
 
-    begin ─▶ DRAINING ─▶ is_over, or out of time ─▶ stop ─▶ STOPPING: workers, then molds
-                                            CLOSING: the exporter ◀─┘ ─▶ STOPPED
+In the drain, queued clients are still served, and sessions get time to finish. In the stop the
+master ends its children, first with TERM, then with KILL. Workers end first, then molds, and the
+exporter in CLOSING.
 
 The end of the drain is derived and not remembered. The drain is over when the master's own
 listeners are closed and no session is left. The service manager's listeners must also have had no
-client in the queue at the last look.
+client in the queue at the last look. Without that, the drain is over when its time is up.
 """
 
 from collections.abc import Mapping
@@ -87,11 +87,11 @@ class Drain:
         """
         if self._life.stops:
             return
-        told = self._life.drains
+        manager_told = self._life.drains
         self._life.stop(cause)
         log.info("stopping", sessions=len(self._sessions.open))
         self._counters.cells[DRAINING] = 1
-        steps: list[Callback] = [] if told else [self._manager.stopping]
+        steps: list[Callback] = [] if manager_told else [self._manager.stopping]
         if self._deadline is not None:
             steps.append(self._deadline.cancel)
         self._loop.surely([*steps, self._listeners.close, self._keepers[Kind.WORKER].stop])
