@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poold.master.pool.activity import SILENT, understand
+from poold.master.pool.activity import NO_ACTIVITY, parse_page
 from poold.pages import ACTIVITY_LAYOUT, ACTIVITY_SEALS, PAGE_SIZE, ActivityWriter
 from poold.scoreboard import keep_size, shared_memory
 from tests.faultkit import said
@@ -172,7 +172,7 @@ def test_words_on_a_page() -> None:
     page = ActivityWriter(fd, 7)
 
     def read(session: int = 7) -> tuple[bool, float, str]:
-        found = understand(os.pread(fd, ACTIVITY_LAYOUT.size, 0), session)
+        found = parse_page(os.pread(fd, ACTIVITY_LAYOUT.size, 0), session)
         return found.client_gone, found.deadline, found.status
 
     assert read() == (False, 0.0, "")
@@ -194,10 +194,10 @@ def test_words_on_a_page() -> None:
 @given(st.binary(max_size=400), st.integers(0, (1 << 64) - 1))
 def test_any_bytes_on_a_page_are_understood(data: bytes, owner: int) -> None:
     """Whatever stands on a page, reading gives a bounded text without control characters and a finite deadline, or nothing."""
-    found = understand(data, owner)
-    assert found == SILENT or len(data) >= ACTIVITY_LAYOUT.size
+    found = parse_page(data, owner)
+    assert found == NO_ACTIVITY or len(data) >= ACTIVITY_LAYOUT.size
     assert len(found.status) <= 200
     assert found.status.isprintable()
     assert 0 <= found.deadline < float("inf")
     signed = data[:-8] + struct.pack("<Q", owner) if len(data) == ACTIVITY_LAYOUT.size else data
-    assert understand(signed, owner).deadline >= 0
+    assert parse_page(signed, owner).deadline >= 0

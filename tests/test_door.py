@@ -109,15 +109,15 @@ class Nursery:
 
     def exit(self, pid: int) -> None:
         """Have a process end that has no row."""
-        self.births.exited(Exit(pid, 0, None))
+        self.births.keep_exit(Exit(pid, 0, None))
 
 
 def _named(nursery: Nursery, child: Child) -> None:
-    nursery.births.answered(child, NOBODY, 0)
+    nursery.births.take_answer(child, NOBODY, 0)
 
 
 def _failed(nursery: Nursery, child: Child) -> None:
-    assert nursery.births.answered(child, 0, 11)
+    assert nursery.births.take_answer(child, 0, 11)
     nursery.births.close(child)
 
 
@@ -139,9 +139,9 @@ def test_an_exit_is_matched_or_kept(happens: list[Callable[[Nursery, Child], Non
     nursery.exit(NOBODY)
     for act in happens:
         act(nursery, child)
-    found = nursery.births.match()
+    found = nursery.births.match_exits()
     assert [each for each, _ in found] == ([child] if matched else [])
-    assert len(nursery.births.strangers()) == strangers
+    assert len(nursery.births.take_strangers()) == strangers
     assert nursery.counters.cells[SPAWNED[Kind.WORKER]] == int(matched)
     assert len(nursery.births.unclaimed) == 1 - int(matched) - strangers
 
@@ -151,30 +151,30 @@ def test_answers_that_come_twice_or_too_late_change_nothing() -> None:
     nursery = Nursery()
     child = nursery.order()
     _named(nursery, child)
-    assert not nursery.births.answered(child, 0, 11)
+    assert not nursery.births.take_answer(child, 0, 11)
     assert child.named_pid == NOBODY
     late = nursery.order()
     nursery.births.close(late)
-    assert not nursery.births.answered(late, 0, 11)
+    assert not nursery.births.take_answer(late, 0, 11)
 
 
 def test_a_pid_is_proved() -> None:
     """What the mold names, or who says BORN, is a child of ours or is not believed."""
     nursery = Nursery()
     child = nursery.order()
-    nursery.births.answered(child, os.getppid(), 0)
+    nursery.births.take_answer(child, os.getppid(), 0)
     nursery.births.prove(child)
     assert not child.pid
     report = type("Report", (), {"pid": os.getppid(), "version": "", "number": 0})()
     with pytest.raises(ProtocolError):
-        nursery.births.born(child, report)
+        nursery.births.take_born(child, report)
 
 
 def test_what_is_no_clone_is_not_counted_as_one() -> None:
     """A mold that cannot be reached slows births down like a failed clone, and is not counted as one."""
     nursery = Nursery()
-    assert nursery.births.failed(1.0, number=11, why="it has too much to read", clone=False)
+    assert nursery.births.note_failure(1.0, number=11, why="it has too much to read", clone=False)
     assert not nursery.births.throttle.open(1.0)
     assert not any(nursery.counters.cells[cell] for cell in FORK_FAILURES.values())
-    assert not nursery.births.failed(9.0, number=11, why="it cannot clone")
+    assert not nursery.births.note_failure(9.0, number=11, why="it cannot clone")
     assert nursery.counters.cells[FORK_FAILURES["EAGAIN"]] == 1

@@ -261,7 +261,7 @@ def test_what_a_mold_may_say(said: list[tuple[MoldWord, int]], orders: int) -> N
             MoldWord.ANSWER: MoldWord.READY in history and incarnation == history.count(MoldWord.ANSWER) < orders,
         }[word]
         try:
-            mold.says(MoldReport(word, answer=(16, incarnation, 0, 0)))
+            mold.note_report(MoldReport(word, answer=(16, incarnation, 0, 0)))
         except ProtocolError:
             legal = False
         assert legal is expected

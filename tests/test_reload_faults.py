@@ -180,7 +180,7 @@ TAKEN = range(SLICES) if "EVERY_STEP" in os.environ else (0, 7)
 def test_every_step_of_a_reload(faulty: Faulty, slice_: int) -> None:
     """Whichever function raises during a reload, whatever it raises: the reload ends, whoever asked hears of it, and the next one works."""
     faulty.rewrite(moved=True)
-    first, last = "poold.master.change.reloads:Reloads.asked", "poold.master.outside.control:Control._answer"
+    first, last = "poold.master.change.reloads:Reloads.request", "poold.master.outside.control:Control._answer"
     steps = faulty.steps(faulty.settled, first=first, last=last)
     assert len(steps) > 80
     faulty.rewrite(moved=False)
@@ -204,7 +204,7 @@ def test_every_step_of_a_reload(faulty: Faulty, slice_: int) -> None:
 @pytest.mark.parametrize("slice_", TAKEN)
 def test_every_step_of_an_upgrade(faulty: Faulty, slice_: int) -> None:
     """Whichever function raises before the exec of an upgrade: it ends, whoever asked hears of it, and the next one works."""
-    first, last = "poold.master.upgrade.upgrades:Upgrades.asked", "poold.master.upgrade.program:replace"
+    first, last = "poold.master.upgrade.upgrades:Upgrades.request", "poold.master.upgrade.program:exec_successor"
     steps = faulty.steps(lambda: faulty.asked("upgrade"), first=first, last=last)
     assert len(steps) > 60
     with faulty.daemon.connect() as client:

@@ -1,5 +1,7 @@
 """The master: owns the listening sockets, the signals and the table of children.
 
-It decides; it never waits but in its selector, never runs a second thread, never reads a client's byte, never imports user code
-or anything of `poold.worker`, `poold.mold` or `poold.exporter`: it starts them. Work in one turn of its loop is bounded.
+The master decides, and starts other processes for all else. The master waits only in its selector
+and has one thread. The master reads no byte of a client, and imports no user code. Modules of
+`poold.worker`, `poold.mold` and `poold.exporter` are not imported either. The work in one turn of
+the loop is bounded.
 """

@@ -1,4 +1,4 @@
-"""The settings in force: one frozen value, replaced in one assignment by whoever commits a reload."""
+"""The settings in force. The commit of a reload replaces them."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from poold.settings.config import Config, People
 
 @dataclass(slots=True)
 class Current:
-    """What every part of the master reads and only the commit of a reload writes. Generations count from 1.
+    """The settings that every part reads and that only the commit of a reload writes.
 
-    `warnings` are what an operator should know of settings that are used all the same.
+    Generations count from 1. `warnings` are what an operator should know of these settings.
     """
 
     config: Config

@@ -1,4 +1,7 @@
-"""The limit of open files that the master lives with; how many it may need is `poold.settings.descriptors`'."""
+"""The master's limit of open files.
+
+`poold.settings.descriptors` computes how many descriptors the master needs.
+"""
 
 import resource
 
@@ -13,11 +16,14 @@ def limits() -> tuple[int, int]:
 
 
 def raise_limit(config: Config) -> tuple[int, int]:
-    """Raise the soft limit to what is needed and return the limits as they were, for children. Raises ConfigError."""
+    """Raise the soft limit to what the settings need. Raises ConfigError.
+
+    Return the limits as they were before, for the children.
+    """
     soft, hard = limits()
     short = shortage(config, hard)
     if short is not None:
-        # Whoever judged the settings may have had another limit than this process.
+        # The process that judged the settings may have had another limit.
         raise ConfigError([Problem(f"pool.{short[0]}", short[1])])
     need = needed(config)
     if soft != resource.RLIM_INFINITY and soft < need:

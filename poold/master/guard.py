@@ -1,8 +1,12 @@
-"""The guard of an upgrade: a process that kills the master if the program that takes its place does not come as far as its loop.
+"""The guard of an upgrade: a process that kills the master if the new program hangs.
 
-What hangs there may hang before Python runs its first line, so only another process can tell; a timer of its own ends in a signal that
-anybody may send, and a stray one would end every session. The guard is started beside the new mold and says "ready"; the master says
-"watch" and becomes the other program, which has the other end of the channel: when that is closed, nothing is left to guard.
+The new program may hang before Python runs the first line, so only another process can notice. A
+timer of the program's own would end in a signal. Any process of the same user may send such a
+signal, and a stray one would end every session.
+
+The master starts the guard beside the new mold. The guard sends READY. The master sends WATCH, and
+becomes the new program, which has the other end of the channel. The new program closes that end
+once its loop turns, and the guard leaves.
 
     (started) ── READY ─▶   ◀─ WATCH ── [execve] ── EOF ─▶ leave, or after `SECONDS`: kill
 """
@@ -20,13 +24,13 @@ from poold.title import set_title
 
 READY = b"ready"
 WATCH = b"watch"
-# How long the new program may take until its loop turns.
+# Seconds in which the new program's loop must turn.
 SECONDS = 20
 _DOCUMENT_MAX = 4096
 
 
 def main() -> None:
-    """Wait for the word, then for the end of the channel."""
+    """Wait for WATCH, then for the end of the channel."""
     sandbox.forbid_inspection()
     fds = arguments.read(sys.argv[1:])
     set_title("guard")
@@ -37,17 +41,18 @@ def main() -> None:
     log.configure(format=settings["log_format"], level=settings["log_level"], journal=settings["log_journal"], framed=framed)
     channel = socket.socket(fileno=fds["channel"])
     channel.send(READY)
-    if channel.recv(len(WATCH)) != WATCH or left(channel):
+    if channel.recv(len(WATCH)) != WATCH or ends_in_time(channel):
         return
     log.error("upgrade_hangs", seconds=SECONDS)
-    # The pid is the parent's as long as there is this process: it would have been killed with it.
+    # The pid still belongs to the master: the kernel would have killed the guard with the master.
     os.kill(master, signal.SIGKILL)
 
 
-def left(channel: socket.socket) -> bool:
-    """Say whether the channel ends in time.
+def ends_in_time(channel: socket.socket) -> bool:
+    """Return whether the channel ends in time.
 
-    The time is counted in seconds that this process has run through: one in which the machine stood still counts once, however long.
+    Only seconds in which this process runs are counted. If the machine stands still, the whole
+    pause counts as one second.
     """
     poll = select.poll()
     poll.register(channel, select.POLLIN)

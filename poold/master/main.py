@@ -1,6 +1,6 @@
-"""The master: starts the parts, turns the loop, and asks after each turn what the facts call for.
+"""The master: starts the parts, turns the loop, and has each turn's events acted on.
 
-Own the parts; decide nothing that a part can decide; wait nowhere but in the loop.
+The master leaves to each part what that part can decide, and waits nowhere but in the loop.
 """
 
 import contextlib
@@ -46,12 +46,13 @@ class Master:
         guard: int | None = None,
         launcher: type[Launcher] = Launcher,
     ) -> None:
-        """Take the settings and the file they come from, signals that are noted already, and the path of the control socket.
+        """Build the parts. Nothing is opened, started or logged here. Raises ConfigError.
 
-        `passed` are names and numbers of descriptors from the service manager, whose other variables are removed from `environ`;
-        `origin` is the environment as it was before, for the program of an upgrade. `inherited` is what the program before has
-        left, where this one is that, and `guard` the descriptor whose end tells that this one has come as far as its loop. Nothing is
-        opened, started or told here; `launcher` makes what starts processes. Raises ConfigError for a descriptor that is of no use.
+        `inbox` is noting signals already. `passed` has names and numbers of usable descriptors from
+        the service manager. The manager's other variables are removed from `environ`, but stay in
+        `origin`, the environment of an upgrade. `file` holds the settings. The control socket is at
+        `control`. After an upgrade `inherited` is the previous program's document. The end of
+        `guard` tells that the loop turns. `launcher` starts processes.
         """
         self._inbox = inbox
         self._inherited = inherited
@@ -75,9 +76,9 @@ class Master:
         self._exit_code = ExitCode.OK
 
     def run(self) -> ExitCode:
-        """Serve until told to stop; return the exit status. Raises ConfigError when a socket cannot be opened."""
+        """Serve, and return the exit status. Raises ConfigError if a socket cannot be opened."""
         if self._inherited is not None:
-            # Outside: where this fails nothing is closed in order, and the service manager keeps the listeners for the next start.
+            # Not in `try`: a failure must leave the listeners open in the service manager.
             self.take_over(self._inherited)
         try:
             if self._life.phase is Phase.STARTING:
@@ -89,7 +90,7 @@ class Master:
         return self._exit_code
 
     def turn(self) -> bool:
-        """Wait for something to happen, and act on it; say whether there is more to wait for."""
+        """Wait for events and act on them. Return whether the master goes on."""
         try:
             self._loop.call_guarded(self._loop.turn)
             self._loop.call_guarded(self._advance)
@@ -98,25 +99,25 @@ class Master:
         return self._life.phase is not Phase.STOPPED
 
     def close(self) -> None:
-        """Close every socket, remove the socket files that are its own, and let the last lines out."""
+        """Close every socket, remove the master's socket files, and write the last log lines."""
         try:
-            self._loop.call_each_with_retry([self._parts.close, self._say_stopped, self._parts.loggers.close])
+            self._loop.surely([self._parts.close, self._log_stopped, self._parts.loggers.close])
         except InternalError:
-            # Every step has been taken, and there is nothing left to give up.
+            # Every step has been taken, and nothing is left to give up.
             self._exit_code = ExitCode.INTERNAL
 
-    def _say_stopped(self) -> None:
+    def _log_stopped(self) -> None:
         if self._life.phase is Phase.STOPPED:
             log.info("stopped", exit_status=int(self._exit_code))
 
     @property
     def errors(self) -> int:
-        """How many errors of poold's own there have been."""
+        """The number of errors of poold's own so far."""
         return self._loop.errors
 
     @property
     def exit_code(self) -> ExitCode:
-        """The exit status, as far as it is known."""
+        """The exit status, as far as known."""
         return self._exit_code
 
     def _start(self) -> None:
@@ -126,36 +127,36 @@ class Master:
         parts.open()
         parts.start()
         parts.reloads.note_success()
-        self._show()
+        self._publish()
 
     def take_over(self, before: StateDocument) -> None:
-        """Go on where the program before has stopped."""
+        """Go on from the document of the previous program."""
         parts = self._parts
         sandbox.adopt_orphans()
         takeover.adopt(parts.owners, before)
         self._loop.resume(parts.counters.cells[LOOP_ERRORS])
         parts.start()
         self._life.enter(Phase.RUNNING)
-        told = parts.upgrades.applied(before.version)
+        answer = parts.upgrades.report_applied(before.version)
         parts.reloads.note_success()
-        # From here on signals are taken; those that came meanwhile come now.
+        # Signals are taken from here on, also those that have come meanwhile.
         self._inbox.open()
         self._inbox.note(signal.SIGCHLD)
         if self._guard is not None:
             self._loop.after(0, partial(os.close, self._guard))
         parts.views.show_ready()
         self._inherited = None
-        # An exporter that is not answered in time shows what is there: it must not be less than before.
+        # An exporter without a timely answer shows these, which must not be lower than before.
         parts.gauges.measure()
-        self._show()
-        parts.control.answer_inherited(Answer(told))
+        self._publish()
+        parts.control.answer_inherited(Answer(answer))
 
     def _on_signals(self, signals: set[int]) -> None:
-        """Act on each that has come, whatever is raised by another."""
+        """Act on each signal that has come, whatever another signal's action raises."""
         acts: list[tuple[set[int], Callback]] = [
             ({signal.SIGCHLD}, self._parts.reaper.reap),
             ({signal.SIGHUP}, self._on_hup),
-            ({signal.SIGUSR2}, partial(self._parts.upgrades.asked, lambda document: None)),
+            ({signal.SIGUSR2}, partial(self._parts.upgrades.request, lambda document: None)),
             ({signal.SIGTERM, signal.SIGINT}, self._on_term),
             ({signal.SIGQUIT}, partial(self._parts.drain.stop, Cause.KILLED)),
         ]
@@ -166,10 +167,10 @@ class Master:
             self._parts.upgrades.reload_afterwards()
         else:
             self._parts.control.renew()
-            self._parts.reloads.signalled()
+            self._parts.reloads.request_by_signal()
 
     def _on_term(self) -> None:
-        """Drain; a second time: stop now; once more: at once."""
+        """Begin the drain. The second time: stop now. After that: kill the workers at once."""
         if not self._life.ends:
             self._parts.drain.begin()
         elif not self._life.stops:
@@ -179,7 +180,7 @@ class Master:
             self._parts.pool.kill()
 
     def _advance(self) -> None:
-        """Do what the facts ask for now; called after each turn, and as often as one likes."""
+        """Act on the state of all parts. Called after each turn, and may be called at any time."""
         parts, life = self._parts, self._life
         parts.reaper.match()
         if life.phase is Phase.STARTING and parts.pool.usable():
@@ -188,18 +189,18 @@ class Master:
             log.error("start_failed", reason=parts.molds.failed_start)
             self._fail(ExitCode.FAILED)
         parts.reloads.advance()
-        if parts.drain.over():
+        if parts.drain.is_over():
             parts.drain.stop(Cause.DRAINED)
         if life.stops:
             parts.drain.advance()
         else:
             parts.pool.advance()
         parts.listeners.gate(parts.door.is_open())
-        unsettled = parts.listeners.empty_queues()
-        # A queue that was found empty just now may have been the last thing to wait for.
-        self._loop.eager = unsettled or parts.drain.over() or parts.pool.wants_spares()
+        unsettled = parts.listeners.look()
+        # If a queue was just found empty, the drain may be over.
+        self._loop.eager = unsettled or parts.drain.is_over() or parts.pool.wants_spares()
         self._loop.holdoff = parts.pool.holdoff()
-        self._show()
+        self._publish()
         parts.upgrades.advance()
 
     def _ready(self) -> None:
@@ -213,22 +214,22 @@ class Master:
         self._parts.drain.stop(Cause.KILLED)
 
     def _give_up(self, error: InternalError) -> None:
-        """End in order after an error of our own that does not go away; the service manager starts another master."""
+        """End in order after a lasting error of poold's own. The service manager starts anew."""
         log.error("giving_up", error=str(error), traceback=trace(error))
-        # The next master gets the listeners from the store.
+        # The next master gets the listeners from the service manager's store.
         self._parts.store.leave()
         if self._exit_code is ExitCode.INTERNAL:
             os._exit(ExitCode.INTERNAL)
-        # What is raised on the way is one of the errors for which it is given up.
+        # An error on the way counts among the errors that have led here.
         with contextlib.suppress(InternalError):
             self._fail(ExitCode.INTERNAL)
 
-    def _show(self) -> None:
-        """Make visible what has become of the turn: title, status line, gauges, answers to the exporter."""
+    def _publish(self) -> None:
+        """Show the result of the turn: title, status line, gauges, answers to the exporter."""
         parts = self._parts
         parts.views.show()
-        if parts.exporters.answer_due():
-            parts.look()
+        if parts.exporters.asked():
+            parts.measure()
         parts.gauges.publish()
         parts.exporters.answer()
 
@@ -236,10 +237,10 @@ class Master:
         parts = self._parts
         parts.control.renew()
         dry, upgrading = bool(request.get("dry_run")), parts.upgrades.running
-        parts.reloads.asked(lambda document: reply(Answer(document)), dry=dry, upgrading=upgrading)
+        parts.reloads.request(lambda document: reply(Answer(document)), dry=dry, upgrading=upgrading)
 
     def _upgrade(self, request: dict[str, Any], reply: Reply) -> None:
-        self._parts.upgrades.asked(lambda document: reply(Answer(document)))
+        self._parts.upgrades.request(lambda document: reply(Answer(document)))
 
     def _stop(self, request: dict[str, Any], reply: Reply) -> None:
         reply(Answer({"ok": True, "pid": os.getpid()}))

@@ -1,4 +1,4 @@
-"""The shared memories: the master's own, and what others get of them."""
+"""The shared memories: the master's own, and the read-only views for other processes."""
 
 import fcntl
 import os
@@ -14,13 +14,13 @@ from poold.scoreboard import Counters, keep_size, read_only, shared_memory
 
 @dataclass(frozen=True, kw_only=True)
 class MemoriesPart(Part):
-    """The file in which workers of a version before pages of their own have theirs, and the phase page."""
+    """The shared activity file of an old version's workers, and the phase page."""
 
     activity: int
     phase: int
 
     def descriptors(self) -> Iterator[int]:
-        """Yield both."""
+        """Yield both descriptors."""
         return iter((self.activity, self.phase))
 
 
@@ -28,45 +28,50 @@ class MemoriesPart(Part):
 class Memories:
     """The shared memories.
 
-    `phase` is mapped by workers for as long as they live: the program after this one takes it over. `common` is the one file in which
-    workers of a version before pages of their own have theirs.
+    Workers map `phase` as long as they live, so the next program takes over the page. In
+    `shared_activity` all workers of an old version write. That version had no activity page for
+    each worker.
     """
 
     counters: Counters
     rows: ChildRows
     phase: PhasePage
     phase_fd: int
-    common: int
-    # Read-only: the phase page for molds; counters and rows for whoever asks on the control socket.
+    shared_activity: int
+    # Read-only views. `phase_view` is for molds, and `views` (counters, rows) is for control
+    # clients.
     phase_view: int
     views: list[int]
 
     def save(self) -> MemoriesPart:
-        """Return what workers go on with."""
-        return MemoriesPart(activity=self.common, phase=self.phase_fd)
+        """Return the memories that living workers use."""
+        return MemoriesPart(activity=self.shared_activity, phase=self.phase_fd)
 
     def restore(self, part: MemoriesPart) -> None:
-        """Do nothing: memories are made of their part, because all others need them."""
+        """Do nothing: the memories are made from the part, before all other parts of the master."""
 
 
 def share(inherited: MemoriesPart | None = None) -> Memories:
-    """Make the shared memories, or those that are not inherited. Raises OSError."""
+    """Make the shared memories that are not inherited. Raises OSError."""
     counters, rows = Counters(), ChildRows()
     if inherited is None:
-        common, phase = shared_memory("activity", SLOTS * PAGE_SIZE), shared_memory("phase", PAGE_SIZE)
+        shared_activity, phase = shared_memory("activity", SLOTS * PAGE_SIZE), shared_memory("phase", PAGE_SIZE)
     else:
-        common, phase = inherited.activity, _phase(inherited.phase)
+        shared_activity, phase = inherited.activity, _check_phase_page(inherited.phase)
     try:
         keep_size(phase)
     except PermissionError:
-        # Done by the program before.
+        # The previous program has done so.
         pass
     views = [read_only(fd) for fd in (counters.fd, rows.fd)]
-    return Memories(counters, rows, PhasePage(phase), phase, common, read_only(phase), views)
+    return Memories(counters, rows, PhasePage(phase), phase, shared_activity, read_only(phase), views)
 
 
-def _phase(fd: int) -> int:
-    """Return the phase page of the program before, or another one where that is none: touching what is not there would be fatal."""
+def _check_phase_page(fd: int) -> int:
+    """Return the phase page of the previous program, or a new one if that is no page.
+
+    The kernel ends a process that touches a mapped page beyond the end of the file.
+    """
     try:
         if os.fstat(fd).st_size < PAGE_SIZE:
             raise OSError(f"it has {os.fstat(fd).st_size} bytes")

@@ -1,7 +1,7 @@
-"""The parts of the master, each built with the neighbours that it uses. No part imports this; the master owns it.
+"""The parts of the master, each built with the parts that this one uses.
 
-Everything is built in one pass, from the ground up: what is built later uses what was built before, never the other way. So whoever
-follows a name from part to part never comes to an attribute that somebody else has set.
+All parts are built in one pass. A part uses only parts that are built earlier, so no attribute of a
+part is set from outside. No part imports this module. The master owns the parts.
 """
 
 import time
@@ -55,12 +55,12 @@ from poold.master.upgrade.upgrades import Upgrades
 from poold.settings.config import Config
 from poold.words import Kind
 
-# How long a start waits for another one that makes the same socket file.
+# Seconds that a start waits for another start that makes the same socket file.
 LOCK_PATIENCE = 5.0
 
 
 class Parts:
-    """Everything the master is made of."""
+    """Everything that the master is made of."""
 
     def __init__(
         self,
@@ -77,7 +77,10 @@ class Parts:
         inherited: StateDocument | None,
         launcher: type[Launcher],
     ) -> None:
-        """Build all of them; nothing is opened, started or told. For the arguments see `poold.master.main.Master`. Raises ConfigError."""
+        """Build all parts. Nothing is opened, started or logged. Raises ConfigError.
+
+        For the arguments see `poold.master.main.Master`.
+        """
         self.life = Life()
         self.current = current
         self.loop = loop
@@ -98,7 +101,7 @@ class Parts:
         self._build_upgrades(inbox, Origin(file, self.started_at, origin))
 
     def _build_children(self) -> None:
-        """Build what every child is a matter of, whatever its kind; and the sessions, which the table of children knows."""
+        """Build what all kinds of children need, and the sessions, which their table knows."""
         self.failures = Failures(self.loop, self.memories.phase)
         self.sessions = Sessions(self.counters, self.failures)
         self.table = ChildTable()
@@ -106,10 +109,10 @@ class Parts:
         self.starter = Starter(self.loop, self.table, self.ladder, self.counters)
 
     def _build_workers(self) -> None:
-        """Build what a worker goes through: the order, the birth, the hand-over; and the policy of the pool."""
+        """Build what makes a worker: orders, births, the hand-over, and the policy of the pool."""
         life, current, loop, table, ladder, counters = self.life, self.current, self.loop, self.table, self.ladder, self.counters
         self.births = births = Births(table=table, counters=counters)
-        self.activities = activities = Activities(self.memories.common)
+        self.activities = activities = Activities(self.memories.shared_activity)
         self.handover = handover = HandOver(
             current=current, loop=loop, table=table, ladder=ladder, sessions=self.sessions, counters=counters
         )
@@ -133,7 +136,7 @@ class Parts:
             counters=counters,
             launcher=self.launcher,
             phase=self.memories.phase_view,
-            common=self.memories.common,
+            shared_activity=self.memories.shared_activity,
         )
         self.orders = Orders(
             life=life,
@@ -151,14 +154,14 @@ class Parts:
         )
 
     def _build_clients(self) -> None:
-        """Build what a client goes through, from the listening socket to the pool."""
+        """Build a client's way from the listening socket to the pool."""
         life, current, loop, counters = self.life, self.current, self.loop, self.counters
         self.linger = Linger(loop)
         self.door = Door(life=life, current=current, pool=self.pool, linger=self.linger, counters=counters)
         self.listeners = Listeners(life=life, current=current, loop=loop, counters=counters, door=self.door, store=self.store)
 
     def _build_keepers(self, inbox: Inbox) -> None:
-        """Build whoever keeps the children of a kind, and the reaper, which tells them of ends."""
+        """Build a keeper for each kind of children, and the reaper, which tells keepers of ends."""
         life, current, loop, table, ladder, counters = self.life, self.current, self.loop, self.table, self.ladder, self.counters
         starter, launcher = self.starter, self.launcher
         self.exporters = Exporters(
@@ -193,7 +196,7 @@ class Parts:
         self.reaper = Reaper(inbox=inbox, loop=loop, table=table, ladder=ladder, counters=counters, unborn=workers, keepers=self.keepers)
 
     def _build_outside(self, verbs: Mapping[str, Verb]) -> None:
-        """Build what others see of the master, and ask."""
+        """Build what other processes see of the master, and ask."""
         current, loop, table, sessions = self.current, self.loop, self.table, self.sessions
         self.gauges = Gauges(
             current=current,
@@ -220,7 +223,7 @@ class Parts:
         self.control = Control(loop=loop, verbs={"view": self.views.view, **verbs})
 
     def _build_changes(self, inbox: Inbox, file: Path | None) -> None:
-        """Build what replaces the settings, and what ends everything."""
+        """Build what replaces the settings, and what ends the daemon."""
         self.drain = Drain(
             life=self.life,
             current=self.current,
@@ -254,9 +257,9 @@ class Parts:
         )
 
     def _build_upgrades(self, inbox: Inbox, origin: Origin) -> None:
-        """Build what replaces the program; and the list of whoever owns a part of what crosses, in the order in which it is restored."""
+        """Build what replaces the program. The owners are listed in the order of restoring."""
         inheritance = Inheritance(table=self.table, ladder=self.ladder, sessions=self.sessions, reaper=self.reaper, keepers=self.keepers)
-        # A child is handed to its keeper when all that it speaks of is there.
+        # A child is given to its keeper after all that the child refers to has been restored.
         self.owners: tuple[Owner[Any], ...] = (
             origin,
             self.memories,
@@ -291,7 +294,10 @@ class Parts:
         )
 
     def open(self) -> None:
-        """Start the logger, and open every socket that the settings ask for. Raises ConfigError; what was open by then is for `close`."""
+        """Start the logger, and open every socket of the settings.
+
+        Raises ConfigError. `close` then closes what is open already.
+        """
         self.loggers.start()
         self.listeners.open(patience=LOCK_PATIENCE)
         self.control.open(sockets.open_control(self._control_path, patience=LOCK_PATIENCE))
@@ -300,19 +306,19 @@ class Parts:
             self.exporters.open(metrics)
 
     def start(self) -> None:
-        """Start what there is none of."""
+        """Start the children of which there are none."""
         self.loggers.start()
         self.molds.start()
         self.exporters.start()
 
-    def look(self) -> None:
-        """Find out what nobody tells: how full the kernel's queues are, which socket file has gone, what this process has used."""
+    def measure(self) -> None:
+        """Measure what no event tells: the kernel's queues, lost socket files, CPU and memory."""
         self.listeners.measure()
         self.control.renew()
         self.gauges.measure()
 
     def close(self) -> None:
-        """Close every socket, remove the socket files that are ours, and say what was held back."""
+        """Close every socket, remove the master's socket files, and log what was held back."""
         steps: list[Callback] = [self.listeners.close, self.linger.close, self.control.close]
         if self.exporters.listener is not None:
             steps.append(self.exporters.listener.close)
@@ -320,7 +326,10 @@ class Parts:
 
 
 def _limits(config: Config, inherited: StateDocument | None) -> tuple[int, int]:
-    """Raise the limit of open files and return what children are to have: what the first program was started with. Raises ConfigError."""
+    """Raise the limit of open files, and return the limits for children.
+
+    Children get the limits with which the first program was started. Raises ConfigError.
+    """
     before = descriptors.raise_limit(config)
     return before if inherited is None else (inherited.limits[0], inherited.limits[1])
 

@@ -1,12 +1,15 @@
-"""The trial of an upgrade: the code that is on disk now judges the settings, and whether it could go on from where this master is.
+"""The trial of an upgrade: finds out whether the code on disk can take the master's place.
 
-Started as `poold.settings.trial` is, and by another version's master: it gets the bytes of the settings file (`text`), the state
-document (`state`) and `settings` with `file` and `master`, and writes into `result` what that trial writes, and besides `mold`: what this
-code's mold is to be started with, which the other code passes on as it is; and `files`: what the new program consists of on disk, which
-must be there still when it is executed (`poold.master.upgrade.footprint`).
+The master of another version starts this trial as any master starts `poold.settings.trial`. The
+trial gets `text`, the bytes of the settings file, and `state`, the state document. `settings` holds
+`file` and `master`. The verdict goes into `result`, in the form of that other trial, and with two
+more fields. `mold` is the recipe for the new code's mold, which the old code passes on unchanged.
+`files` lists what the new program consists of on disk. These files must be unchanged at the exec
+(`poold.master.upgrade.footprint`).
 
-It trusts the installation last of all: it looks at the files before it imports them, imports them all, and has the new program taken
-over and driven once (`poold.master.drill`) before it says yes.
+The trial does not trust the installation, and looks at the files before importing any. Then the
+trial imports all modules. At last the trial lets the new program take over and run once
+(`poold.master.drill`).
 """
 
 import json
@@ -33,7 +36,7 @@ DOCUMENT_MAX = 256 << 20
 
 
 def main() -> None:
-    """Judge, and write down the verdict."""
+    """Judge, and write the verdict."""
     sandbox.forbid_inspection()
     fds = arguments.read(sys.argv[1:])
     stream.install()
@@ -49,12 +52,12 @@ def main() -> None:
 
 
 def verdict(text: bytes, file: Path | None, document: bytes) -> dict[str, Any]:
-    """Return what `poold.settings.judge.verdict` says of the settings, or what is in the way of an upgrade."""
-    # Before anything of it is imported: what changes from here on is noticed.
+    """Return the verdict on the settings (`poold.settings.judge.verdict`) and on the upgrade."""
+    # The look comes before the first import, so that every later change is noticed.
     files = list(installation.own_files())
     recorded = installation.record()
     problems = [] if recorded is None else list(installation.damaged(recorded))
-    # First what will be executed, because what it needs and no more is what must not change.
+    # The successor is loaded first. Its files, and no others, must not change until the exec.
     problems = problems or list(installation.load([SUCCESSOR]))
     files += installation.other_files()
     problems = problems or list(installation.load(installation.modules()))
@@ -69,9 +72,9 @@ def verdict(text: bytes, file: Path | None, document: bytes) -> dict[str, Any]:
 
 
 def _judged(text: bytes, file: Path | None, document: bytes) -> dict[str, Any]:
-    from poold.master import drill  # only what is undamaged
-    from poold.master.children import spawn  # only what is undamaged
-    from poold.master.upgrade import state  # only what is undamaged
+    from poold.master import drill  # the files are checked before this import
+    from poold.master.children import spawn  # the files are checked before this import
+    from poold.master.upgrade import state  # the files are checked before this import
     from poold.settings import config, judge
 
     try:
@@ -94,10 +97,11 @@ def _judged(text: bytes, file: Path | None, document: bytes) -> dict[str, Any]:
 
 
 def obstacles(running: "StateDocument", settings: "Config") -> Iterator[Problem]:
-    """Yield what an upgrade to these settings could fail of, or could not undo.
+    """Yield what would make an upgrade to these settings fail, or could not be undone.
 
-    After the exec there is no way back, so nothing is opened then: what an upgrade changes besides the code is what needs no
-    socket. A reload, before or after it, does the rest.
+    After the exec there is no way back, so no socket is opened after the exec. An upgrade changes
+    the code, and those settings that need no new socket. A reload, before or after the upgrade,
+    does the rest.
     """
     from poold.words import LISTENERS_MAX
 

@@ -1,8 +1,11 @@
-"""The first steps of the program that an upgrade has put in the old one's place.
+"""The first steps of the new program after the exec of an upgrade.
 
-The process, its pid, its children and the descriptors that the state document names are the same; signals are blocked and kept, and
-a guard (`poold.master.guard`) ends this process should it not come as far as its loop. Whatever goes wrong here ends it with a reason on
-standard error: its parent starts it anew, and its children end with it.
+The process, its pid, its children and the document's descriptors are the same as before. Signals
+are blocked, and kept for later. A guard (`poold.master.guard`) ends the process if the new program
+does not reach its loop.
+
+After an error the process logs the reason and ends. The service manager then starts poold anew, and
+the children end with this process.
 """
 
 import os
@@ -25,24 +28,25 @@ from poold.title import set_title
 
 
 def main() -> None:
-    """Take over, and be the master. Does not return."""
+    """Take over from the previous program, and be the master. Does not return."""
     sandbox.forbid_inspection()
-    # First of all: what is inheritable for the exec's sake must not be for any child's.
+    # The descriptors are inheritable because of the exec. No child may inherit them.
     systemd.inherit_nothing()
     set_title("master")
     fds = arguments.read(sys.argv[1:])
     origin = dict(os.environ)
-    # Whatever is raised before it is known how to tell, the program's first lines tell (`poold.master.upgrade.program`).
+    # Before the log is configured, the program's first lines report errors
+    # (`poold.master.upgrade.program`).
     found, guard = _read(fds["state"]), fds.get("guard")
     log.configure(format=found.settings["log"]["format"], level=found.settings["log"]["level"])
     try:
         close_others(found, guard)
         code = build(found, environ=os.environ, origin=origin, guard=guard).run()
-    except Exception as error:  # there is nobody above who could do anything about it
+    except Exception as error:  # no caller could act on the error
         problems = error.problems if isinstance(error, ConfigError) else [error]
         log.error("upgrade_failed", reason="; ".join(map(str, problems)), traceback=trace(error))
         code = ExitCode.INTERNAL
-    # As in poold.cli.run: not through the interpreter's own end.
+    # As in poold.cli.run, the process ends without the interpreter's own end.
     os._exit(code)
 
 
@@ -52,14 +56,17 @@ def _read(fd: int) -> StateDocument:
 
 
 def close_others(found: StateDocument, guard: int | None) -> None:
-    """Close every descriptor that the document does not name, but the guard's: nothing is carried on that nobody knows of."""
+    """Close every descriptor but the guard's and those that the document names.
+
+    No part of the new program would ever close any other descriptor.
+    """
     known = found.named_descriptors() | {guard}
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2 and int(name) not in known:
             try:
                 os.close(int(name))
             except OSError:
-                # The listing's own.
+                # This descriptor belongs to the listing.
                 continue
 
 
@@ -71,7 +78,10 @@ def build(
     guard: int | None = None,
     launcher: type[Launcher] = Launcher,
 ) -> Master:
-    """Return the master that goes on from a document with the settings in it; the rest is as for `Master`. Raises ConfigError."""
+    """Return the master that goes on from a document, which holds the new settings.
+
+    The other arguments are those of `Master`. Raises ConfigError.
+    """
     return Master(
         Current(config.of_document(found.settings), People(**found.people), found.generation + 1, found.warnings),
         inbox=Inbox(),

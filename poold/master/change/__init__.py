@@ -1,1 +1,1 @@
-"""Replacing the settings, trying what would replace them, and ending."""
+"""What changes a running daemon: reloads, the trials of new settings, and the end."""

@@ -1,9 +1,14 @@
-"""The end: who is queued is served, sessions are told and given their time, then TERM, then KILL.
+"""The drain and the stop of the daemon.
 
-    begin ─▶ DRAINING ─▶ over, or overdue ─▶ stop ─▶ STOPPING: workers, then molds ─▶ CLOSING: the exporter ─▶ STOPPED
+    begin ─▶ DRAINING ─▶ is_over ─▶ stop ─▶ STOPPING ─▶ CLOSING ─▶ STOPPED
 
-Nothing is remembered that can be derived: the drain is over when no listener of our own is open, nobody was queued at a lent one at
-the last look, and no session is left.
+In the drain, queued clients are still served, and sessions get time to finish. In the stop the
+master ends its children, first with TERM, then with KILL. Workers end first, then molds, and the
+exporter in CLOSING.
+
+The end of the drain is derived and not remembered. The drain is over when the master's own
+listeners are closed and no session is left. The service manager's listeners must also have had no
+client in the queue at the last look. Without that, the drain is over when its time is up.
 """
 
 from collections.abc import Mapping
@@ -25,7 +30,7 @@ from poold.words import Cause, Kind
 
 
 class Drain:
-    """From the first word to stop until the last child has ended."""
+    """The steps from the first request to stop until the last child has ended."""
 
     def __init__(
         self,
@@ -54,42 +59,48 @@ class Drain:
         self._deadline: Deadline | None = None
 
     def begin(self) -> None:
-        """Stop keeping spares, tell the sessions, empty the queues."""
+        """Begin the drain: tell the sessions, keep no more spares, serve the clients in queues."""
         seconds = self._current.config.timeouts.drain
         until = self._loop.clock() + seconds
         self._life.drain(until)
-        # First: the loop turns when the time is up, whatever is raised by what follows.
-        self._deadline = self._loop.at(until, self._overdue)
+        # The deadline is set first, so that the drain ends even if one of the next steps fails.
+        self._deadline = self._loop.at(until, self._on_deadline)
         self._counters.cells[DRAINING] = 1
         self._loop.call_each_with_retry([self._manager.stopping, self._page.drain, partial(self._listeners.drain, seconds=seconds)])
         log.info("draining", sessions=len(self._sessions.open), seconds=seconds)
 
-    def over(self) -> bool:
-        """Say whether there is nothing more to wait for: everybody who came has been served, or the time is up."""
+    def is_over(self) -> bool:
+        """Return whether the drain is over: every client has been served, or the time is up."""
         if not self._life.drains:
             return False
         served = not self._sessions.open and self._listeners.drained()
         return served or self._life.left(self._loop.clock()) == 0
 
-    def _overdue(self) -> None:
+    def _on_deadline(self) -> None:
         if self._sessions.open and self._life.drains:
             log.warning("drain_overdue", sessions=len(self._sessions.open))
 
     def stop(self, cause: Cause) -> None:
-        """Stop accepting and end every child; sessions that are left end for this cause. Again changes nothing."""
+        """Stop accepting and end every child. A second call changes nothing.
+
+        The sessions that are left end with this cause.
+        """
         if self._life.stops:
             return
-        told = self._life.drains
+        manager_told = self._life.drains
         self._life.stop(cause)
         log.info("stopping", sessions=len(self._sessions.open))
         self._counters.cells[DRAINING] = 1
-        steps: list[Callback] = [] if told else [self._manager.stopping]
+        steps: list[Callback] = [] if manager_told else [self._manager.stopping]
         if self._deadline is not None:
             steps.append(self._deadline.cancel)
         self._loop.call_each_with_retry([*steps, self._listeners.close, self._keepers[Kind.WORKER].stop])
 
     def advance(self) -> None:
-        """Let go of one kind after the other; called in each turn of the stop. The exporter answers to the end."""
+        """End one kind of children after the other. Called in each turn of the stop.
+
+        The exporter answers until all workers and molds have ended.
+        """
         kinds = {child.kind for child in self._table}
         if Kind.WORKER in kinds:
             return
@@ -99,5 +110,5 @@ class Drain:
                 self._life.enter(Phase.CLOSING)
             self._keepers[Kind.EXPORTER].stop()
         if kinds <= {Kind.LOGGER}:
-            # The last lines are written after the loop has ended.
+            # The logger ends after the loop, and writes the last lines then.
             self._life.enter(Phase.STOPPED)

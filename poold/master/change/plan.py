@@ -1,4 +1,4 @@
-"""What a reload would change: pure."""
+"""What a reload would change. Nothing here acts on a listener or a process."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,13 +8,13 @@ from poold.address import Address, Scheme
 from poold.errors import Problem
 from poold.settings.config import Config, Listener, keys
 
-# What belongs to the bound socket itself and cannot be changed on an open one.
+# The keys that belong to the bound socket and cannot be changed while the socket is open.
 BOUND = ("interface", "freebind")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The steps from one `Config` to another. Listeners are told apart by their addresses."""
+    """The steps from one `Config` to another. A listener is identified by its address."""
 
     new: Config
     opened: tuple[Listener, ...]
@@ -25,7 +25,7 @@ class Plan:
     problems: tuple[Problem, ...] = field(default=())
 
     def describe(self, *, sessions: int) -> dict[str, Any]:
-        """Return what an operator wants to know before or after."""
+        """Return what an operator wants to know before or after the reload."""
         cap = self.new.pool.max_children
         return {
             "changes": list(self.changes),
@@ -37,7 +37,11 @@ class Plan:
 
 
 def plan(old: Config, new: Config, *, lost: frozenset[Address] = frozenset()) -> Plan:
-    """Compare two settings. A listener whose address is `lost` is open and cannot be reached: it is opened anew."""
+    """Compare two settings.
+
+    A listener with an address in `lost` is open but cannot be reached. The plan opens that listener
+    anew.
+    """
     before = {listener.address: listener for listener in old.listeners if listener.address not in lost}
     after = {listener.address: listener for listener in new.listeners}
     kept = tuple((before[address], listener) for address, listener in after.items() if address in before)
@@ -53,7 +57,7 @@ def plan(old: Config, new: Config, *, lost: frozenset[Address] = frozenset()) ->
 
 
 def _changes(old: Config, new: Config) -> Iterator[str]:
-    """Yield each key whose value differs, as `table.key: old → new`."""
+    """Yield each key with a changed value, as `table.key: old → new`."""
     for table in keys(new):
         if table == "listeners":
             continue
@@ -61,7 +65,7 @@ def _changes(old: Config, new: Config) -> Iterator[str]:
         for name, written in keys(now).items():
             if getattr(was, name) != getattr(now, name):
                 key = f"{table}.{written}"
-                # Options and variables may hold what is nobody's business but the handler's.
+                # Options and variables may hold secrets of the handler.
                 secret = table == "server" and name in ("options", "environment")
                 yield key if secret else f"{key}: {shown(getattr(was, name))} → {shown(getattr(now, name))}"
 
@@ -74,7 +78,7 @@ def _listener_changes(before: Listener, after: Listener) -> Iterator[str]:
 
 
 def shown(value: object) -> str:
-    """Return a value as an operator would write it."""
+    """Return a value as an operator would write this value."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -85,7 +89,7 @@ def shown(value: object) -> str:
 
 
 def _impossible(old: Config, new: Config, kept: tuple[tuple[Listener, Listener], ...]) -> Iterator[Problem]:
-    """Yield what only another start or an upgrade can change."""
+    """Yield the changes that a reload cannot make. They need a restart or an upgrade."""
     if old.control.socket != new.control.socket:
         yield Problem("control.socket", "cannot be changed by a reload; it needs a restart")
     for was, now in kept:

@@ -1,17 +1,18 @@
-"""Reloads: judged first, prepared next, applied last, in one step that cannot fail.
+"""Reloads: the new settings are judged, then everything new is prepared, then all is applied.
 
-The file is read once, and its bytes are judged in a process of their own; then everything new is opened and started. Until the
-last step nothing has changed, and whatever goes wrong leaves it so.
+The master reads the file once, and a trial judges these bytes. Then the master opens and starts
+everything new. Nothing has changed until the commit, which cannot fail. Any earlier fault leaves
+the old settings in force.
 
-    begin ─▶ trial ─▶ plan ─▶ listeners opened ─▶ mold ready, exporter ready ─▶ commit
-                └────────┴──────────────┴──────────────────┴──▶ refused: what was made is given up
+    request ─▶ trial ─▶ plan ─▶ listeners opened ─▶ mold ready, exporter ready ─▶ commit
+                └────────┴───────────────┴───────────────────┴──▶ refused: undo the preparations
 
-One reload runs at a time. One more SIGHUP is remembered, because the file may have been edited since the first was read; a second
-`poold reload` is told that one is running.
+One reload runs at a time. A SIGHUP that comes meanwhile is remembered, because the file may have
+been edited since the first read. A second `poold reload` gets the answer that a reload is running.
 
-A reload ends, whatever is raised: an error of poold's own on the way refuses it, and one that reaches nobody here (an answer that
-was lost in a part, say) is found by a deadline. In the commit each step is made by itself, so that an error in one leaves out none
-of the others.
+Each reload ends. An error of poold's own refuses the reload. If an answer is lost inside poold, a
+deadline refuses the reload. The steps of the commit are taken one by one, so that an error in one
+leaves out none of the others.
 """
 
 import os
@@ -50,27 +51,27 @@ from poold.settings import file as settings
 from poold.settings.config import People, of_document
 from poold.words import ReloadResult
 
-# How much later than its own deadline the word of a trial, a mold or an exporter may come.
+# Seconds that the master waits for a trial, a mold or an exporter beyond their own deadline.
 GRACE_SECONDS = 10.0
 
-# Told how a reload ended: a document for who asked.
-Told = Callable[[dict[str, Any]], object]
+# Gets the answer to the request: a document that tells how the reload has ended.
+OnEnd = Callable[[dict[str, Any]], object]
 
 
 @dataclass(slots=True, eq=False)
 class Reload:
     """The reload that runs."""
 
-    told: Told
+    on_end: OnEnd
     dry: bool
     next: Current | None = None
     plan: Plan | None = None
     opened: dict[str, list[Opened]] = field(default_factory=dict)
     metrics: Opened | None = None
-    # What has yet to be ready before it can be applied.
+    # The parts that must be ready before the reload can be applied.
     awaited: set[str] = field(default_factory=set)
     deadline: Deadline | None = None
-    # Once it is applied there is no way back: what whoever asked is to be told.
+    # The answer to the request, once the reload is applied and cannot be undone.
     answer: dict[str, Any] | None = None
 
 
@@ -118,7 +119,7 @@ class Reloads:
         self._running: Reload | None = None
         self._again = False
 
-    def signalled(self) -> None:
+    def request_by_signal(self) -> None:
         """Take a SIGHUP."""
         if self._life.ends:
             log.warning("reload_refused", reason="stopping")
@@ -127,32 +128,32 @@ class Reloads:
         else:
             self._begin(lambda document: None, dry=False)
 
-    def asked(self, told: Told, *, dry: bool, upgrading: bool) -> None:
-        """Take a `poold reload`, which is told that poold is busy while a reload runs, or an upgrade (`upgrading`)."""
+    def request(self, on_end: OnEnd, *, dry: bool, upgrading: bool) -> None:
+        """Take a `poold reload`. While a reload or an upgrade (`upgrading`) runs, poold is busy."""
         if self._life.ends:
-            told({"ok": False, "error": "poold is stopping"})
+            on_end({"ok": False, "error": "poold is stopping"})
         elif upgrading or self._running is not None:
-            self._count(ReloadResult.BUSY)
-            told({"ok": False, "error": f"busy: {'an upgrade' if upgrading else 'another reload'} is running"})
+            self._count_result(ReloadResult.BUSY)
+            on_end({"ok": False, "error": f"busy: {'an upgrade' if upgrading else 'another reload'} is running"})
         else:
-            self._begin(told, dry=dry)
+            self._begin(on_end, dry=dry)
 
     @property
     def running(self) -> bool:
-        """Say whether one runs."""
+        """Return whether a reload runs."""
         return self._running is not None
 
-    def _count(self, result: ReloadResult) -> None:
+    def _count_result(self, result: ReloadResult) -> None:
         self._counters.cells[RELOADS[result]] += 1
 
-    def _begin(self, told: Told, *, dry: bool) -> None:
-        reload = Reload(told, dry)
-        self._within(reload, trials.TRIAL_SECONDS + GRACE_SECONDS, "the trial")
+    def _begin(self, on_end: OnEnd, *, dry: bool) -> None:
+        reload = Reload(on_end, dry)
+        self._refuse_after(reload, trials.TRIAL_SECONDS + GRACE_SECONDS, "the trial")
         self._running = reload
-        self._step(reload, partial(self._try, reload))
+        self._run_step(reload, partial(self._start_trial, reload))
 
-    def _step(self, reload: Reload, step: Callback) -> None:
-        """Take a step of this reload, if it still runs; whatever is raised ends it."""
+    def _run_step(self, reload: Reload, step: Callback) -> None:
+        """Take a step of this reload if the reload still runs. Any exception refuses the reload."""
         if reload is not self._running:
             return
         try:
@@ -166,78 +167,81 @@ class Reloads:
                 self._refuse(reload, [OWN_FAULT])
             self._loop.note_error(error)
 
-    def _within(self, reload: Reload, seconds: float, what: str) -> None:
-        """Refuse this reload when its next word has not come by then: it is lost, because whoever owes it has a deadline too."""
+    def _refuse_after(self, reload: Reload, seconds: float, what: str) -> None:
+        """Refuse this reload if the next message is not there in time.
+
+        The message is then lost, because its sender has an earlier deadline.
+        """
         if reload.deadline is not None:
             reload.deadline.cancel()
         overdue = [Problem("", f"{what} has not been heard of for {seconds:g} s")]
         reload.deadline = self._loop.after(seconds, lambda: self._refuse(reload, overdue))
 
-    def _try(self, reload: Reload) -> None:
-        """Start the trial of the file as it is now. Raises ConfigError, OSError."""
+    def _start_trial(self, reload: Reload) -> None:
+        """Start the trial of the file as the file is now. Raises ConfigError, OSError."""
         log.info("reload_started", file=self._file or "built-in defaults", dry_run=reload.dry or None)
         if not reload.dry:
             self._manager.reloading()
         given = memory_file("text", settings.read_file(self._file) if self._file is not None else b"")
         name = str(self._file) if self._file else None
         try:
-            self._trials.begin(lambda result: self._launcher.trial(name, text=given, result=result), partial(self._judged, reload))
+            self._trials.begin(lambda result: self._launcher.trial(name, text=given, result=result), partial(self._on_verdict, reload))
         except OSError as error:
             raise ConfigError([Problem("", f"the trial cannot be started: {error.strerror}")]) from error
         finally:
             os.close(given)
 
-    def _judged(self, reload: Reload, verdict: dict[str, Any], problems: list[Problem]) -> None:
+    def _on_verdict(self, reload: Reload, verdict: dict[str, Any], problems: list[Problem]) -> None:
         """Take the trial's verdict."""
-        self._step(reload, partial(self._prepare, reload, verdict, problems))
+        self._run_step(reload, partial(self._prepare, reload, verdict, problems))
 
     def _prepare(self, reload: Reload, verdict: dict[str, Any], problems: list[Problem]) -> None:
-        """Find out what is to be done, and begin it. Raises ConfigError, OSError."""
+        """Find out what the reload changes, and begin. Raises ConfigError, OSError."""
         if problems:
             raise ConfigError(problems)
-        new = self._understood(verdict)
+        new = self._parse_settings(verdict)
         for warning in new.warnings:
             log.warning("settings_warning", message=warning)
         steps = reload.plan = plan(self._current.config, new.config, lost=frozenset(self._listeners.unreachable()))
-        problems = [*steps.problems, *self._hindrances(steps)]
+        problems = [*steps.problems, *self._find_problems(steps)]
         if problems:
             raise ConfigError(problems)
         if reload.dry:
             self._finish(reload, {"ok": True, "dry_run": True, **steps.describe(sessions=len(self._sessions.open))})
             return
         reload.next = new
-        self._open(reload, steps, new)
+        self._open_new(reload, steps, new)
 
-    def _open(self, reload: Reload, steps: Plan, new: Current) -> None:
+    def _open_new(self, reload: Reload, steps: Plan, new: Current) -> None:
         """Open and start everything new. Raises ConfigError, OSError."""
         config, old = new.config, self._current
         descriptors.raise_limit(config)
         for listener in steps.opened:
             reload.opened[listener.name] = sockets.open_listener(listener, self._passed)
         reload.awaited = {"mold"}
-        # None is open where a program has lost it on its way to the next one.
+        # After an upgrade the listener may be missing, if the previous program has lost the socket.
         anew = steps.metrics_moved or self._exporters.listener is None
         if config.metrics.listen is not None and (anew or new.people.helper != old.people.helper or config.log != old.config.log):
             reload.metrics = sockets.open_metrics(config.metrics.listen) if anew else self._exporters.listener
             reload.awaited.add("exporter")
-        self._within(reload, max(config.timeouts.import_, exporters.STARTUP) + GRACE_SECONDS, "the new mold or exporter")
-        # Only now, when nothing but these two can fail any more: both tell later.
-        self._molds.prepare(new, partial(self._prepared, reload, "mold"))
-        if reload.metrics is not None:
-            self._exporters.prepare(new, reload.metrics, partial(self._prepared, reload, "exporter"))
+        self._refuse_after(reload, max(config.timeouts.import_, exporters.STARTUP) + GRACE_SECONDS, "the new mold or exporter")
+        # Mold and exporter come last. Nothing else can fail any more, and both report later.
+        self._molds.prepare(new, partial(self._on_prepared, reload, "mold"))
+        if "exporter" in reload.awaited and reload.metrics is not None:
+            self._exporters.prepare(new, reload.metrics, partial(self._on_prepared, reload, "exporter"))
 
-    def _understood(self, verdict: dict[str, Any]) -> Current:
-        """Return the settings of a verdict, to be put in force. Raises ConfigError when it is another version's."""
+    def _parse_settings(self, verdict: dict[str, Any]) -> Current:
+        """Return a verdict's settings. Raises ConfigError if another version wrote the verdict."""
         try:
             config, people, warnings = of_document(verdict["settings"]), People(**verdict["people"]), tuple(map(str, verdict["warnings"]))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            # The trial is of the code that is on disk by now.
+            # The trial runs the code that is on disk now, and that may be a newer version.
             hint = 'the settings were judged by another poold than this master, which is installed by now; run "poold upgrade"'
             raise ConfigError([Problem("", hint)]) from error
         return Current(config, people, self._current.generation + 1, warnings)
 
-    def _hindrances(self, steps: Plan) -> Iterator[Problem]:
-        """Yield what is known to be in the way before anything is opened, so that a dry run says it too."""
+    def _find_problems(self, steps: Plan) -> Iterator[Problem]:
+        """Yield the problems that show before anything is opened. A dry run tells them, too."""
         for listener in steps.opened:
             reason = sockets.not_passed(listener.address, self._passed)
             if reason:
@@ -247,37 +251,37 @@ class Reloads:
         except LookupError as error:
             yield Problem("listener.name", str(error))
 
-    def _prepared(self, reload: Reload, what: str, reason: str | None) -> None:
-        """Take the news that the new mold or exporter is ready, or that it never will be or is no more."""
+    def _on_prepared(self, reload: Reload, part: str, reason: str | None) -> None:
+        """Take the news that the new mold or exporter is ready, or cannot be used (`reason`)."""
         if reason is not None:
-            problem = Problem("server.handler" if what == "mold" else "metrics.listen", reason)
-            self._step(reload, partial(self._refuse, reload, [problem]))
+            problem = Problem("server.handler" if part == "mold" else "metrics.listen", reason)
+            self._run_step(reload, partial(self._refuse, reload, [problem]))
             return
-        reload.awaited.discard(what)
+        reload.awaited.discard(part)
         if not reload.awaited:
-            self._step(reload, partial(self._commit, reload))
+            self._run_step(reload, partial(self._commit, reload))
 
     def _commit(self, reload: Reload) -> None:
-        """Apply: whatever is raised once the new settings are in force, every step is made."""
+        """Apply the reload. Each step is taken, whatever another step raises."""
         plan, new = reload.plan, reload.next
         assert plan is not None
         assert new is not None
         answer = {"ok": True, "generation": new.generation, **plan.describe(sessions=len(self._sessions.open))}
-        steps: list[Callback] = [*self._changes(reload, plan, new), partial(self._applied, new, plan)]
+        steps: list[Callback] = [*self._commit_steps(reload, plan, new), partial(self._report_applied, new, plan)]
         steps.append(partial(self._finish, reload, answer))
         # Nothing has changed so far.
         self._current.replace(new)
         reload.answer = answer
         self._loop.call_each_with_retry(steps)
 
-    def _changes(self, reload: Reload, plan: Plan, new: Current) -> list[Callback]:
-        """Return the steps that put other settings in force: each independent of the others, and without effect when taken again."""
+    def _commit_steps(self, reload: Reload, plan: Plan, new: Current) -> list[Callback]:
+        """Return the independent steps that put the settings in force. Each may be taken twice."""
         config = new.config
         steps: list[Callback] = [
             partial(log.configure, format=config.log.format, level=config.log.level),
             self._loggers.configure,
             self._molds.adopt,
-            self._pool.renew,
+            self._pool.retire_outdated,
         ]
         if reload.metrics is not None or config.metrics.listen is None:
             steps.append(partial(self._exporters.adopt, reload.metrics))
@@ -288,13 +292,13 @@ class Reloads:
         ]
         return steps
 
-    def _applied(self, new: Current, plan: Plan) -> None:
+    def _report_applied(self, new: Current, plan: Plan) -> None:
         self.note_success()
-        self._count(ReloadResult.APPLIED)
+        self._count_result(ReloadResult.APPLIED)
         log.info("reload_applied", generation=new.generation, changes="; ".join(plan.changes) or None)
 
     def _refuse(self, reload: Reload, problems: list[Problem]) -> None:
-        """Give up what was made; everything is as it was."""
+        """Give up what was prepared. The old settings stay in force."""
         if reload is not self._running:
             return
         if reload.answer is not None:
@@ -306,37 +310,38 @@ class Reloads:
         steps += [each.close for several in reload.opened.values() for each in several]
         if reload.metrics is not None and reload.metrics is not self._exporters.listener:
             steps.append(reload.metrics.close)
-        steps += [partial(self._refused, reload, lines), partial(self._finish, reload, document)]
-        self._loop.call_each(steps)
+        steps += [partial(self._report_refused, reload, lines), partial(self._finish, reload, document)]
+        self._loop.each(steps)
 
-    def _refused(self, reload: Reload, lines: list[str]) -> None:
+    def _report_refused(self, reload: Reload, lines: list[str]) -> None:
         if not reload.dry:
             self._counters.cells[RELOAD_SUCCESSFUL] = 0
-            self._count(ReloadResult.REFUSED)
+            self._count_result(ReloadResult.REFUSED)
         for line in lines:
             log.error("reload_refused", reason=line)
 
     def _finish(self, reload: Reload, document: dict[str, Any]) -> None:
-        """Let the next one begin, and tell whoever has to know."""
+        """Allow the next reload, and send the answer."""
         self._running = None
         again, self._again = self._again, False
-        steps: list[Callback] = [partial(reload.told, document)]
+        steps: list[Callback] = [partial(reload.on_end, document)]
         if reload.deadline is not None:
             steps.append(reload.deadline.cancel)
         if not reload.dry and not self._life.ends:
             steps.append(self._manager.ready_again)
         if again and not self._life.ends:
-            # Acted on in the next turn: an upgrade that has waited for the end of this reload comes first.
+            # The signal is handled in the next turn. An upgrade that has waited for this reload
+            # comes first.
             steps.append(partial(self._inbox.note, signal.SIGHUP))
         self._loop.call_each(steps)
 
     def note_success(self) -> None:
-        """Show that what the file says is in force, as of now: also after a start and after an upgrade."""
+        """Show that the file's settings are in force: after a reload, a start or an upgrade."""
         cells = self._counters.cells
         cells[RELOAD_SUCCESSFUL] = 1
         cells[RELOAD_SUCCESS_AT] = int(self._wall_clock() * 1_000_000)
 
     def advance(self) -> None:
-        """Refuse what runs once the end has begun; called in each turn."""
+        """Refuse the running reload once the master has begun to end. Called in each turn."""
         if self._running is not None and self._life.ends:
             self._refuse(self._running, [Problem("", "poold is stopping")])

@@ -1,8 +1,11 @@
-"""Trials: a process of its own finds out whether something would do, and the master reads its verdict.
+"""Trials: a child process judges settings or code, and the master reads its verdict.
 
-A trial may hang in a name service or die of what it tries: neither reaches the master. Its verdict is JSON in a memory file; one
-that has `problems` says no, and so does a trial that does not exit with 0. Whoever began a trial is told of its end whatever happens
-on the way, an error of poold's own included.
+A trial may hang in a name service, or may die of what the trial attempts. Neither reaches the
+master. The verdict is JSON in a memory file. A verdict with `problems` refuses, and so does a trial
+with an exit status other than 0.
+
+The callback of a trial is called at the trial's end in any case, even after an error of poold's
+own.
 """
 
 import json
@@ -21,16 +24,16 @@ from poold.master.engine.loop import Loop
 from poold.scoreboard import SPAWNED, Counters
 from poold.words import Failure, Kind, State
 
-# A trial that takes longer hangs: in a name service, say.
+# Seconds that a trial may take. A trial that takes longer hangs, for example in a name service.
 TRIAL_SECONDS = 30.0
 VERDICT_MAX = 8 << 20
 
-# Told the verdict: what the trial wrote down, or what it found wrong.
-Judged = Callable[[dict[str, Any], list[Problem]], object]
+# Gets the verdict: what the trial has written, and the problems that the trial has found.
+OnVerdict = Callable[[dict[str, Any], list[Problem]], object]
 
 
 class Trials:
-    """The trials that run; there is one at a time, or one that nobody waits for any more beside it."""
+    """The trials that run: one, and perhaps an older one without a use for its verdict."""
 
     def __init__(self, *, current: Current, loop: Loop, table: ChildTable, ladder: Ladder, counters: Counters) -> None:
         self._current = current
@@ -38,26 +41,30 @@ class Trials:
         self._table = table
         self._ladder = ladder
         self._counters = counters
-        self._running: dict[Child, tuple[int, Judged]] = {}
+        self._running: dict[Child, tuple[int, OnVerdict]] = {}
 
-    def begin(self, launch: Callable[[int], int], judged: Judged) -> None:
-        """Start a trial by `launch`, which takes a descriptor for the verdict and returns a pid.
+    def begin(self, launch: Callable[[int], int], on_verdict: OnVerdict) -> None:
+        """Start a trial and call `on_verdict` at its end.
 
-        Whatever is raised (OSError is what can be expected), there is no trial.
+        `launch` takes a descriptor for the verdict and returns a pid. Whatever is raised, OSError
+        above all, no trial runs then.
         """
         for lost in [each for each in self._running if self._table.by_pid(each.pid) is not each]:
             os.close(self._running.pop(lost)[0])
         verdict = memory_file("verdict")
         try:
             child = self.start(lambda: launch(verdict))
-            self._running[child] = (verdict, judged)
+            self._running[child] = (verdict, on_verdict)
         except BaseException:
             os.close(verdict)
             raise
-        self._ladder.within(child, TRIAL_SECONDS, partial(self._ladder.expel, child, Failure.TIMEOUT))
+        self._ladder.set_deadline(child, TRIAL_SECONDS, partial(self._ladder.expel, child, Failure.TIMEOUT))
 
     def start(self, launch: Callable[[], int]) -> Child:
-        """Start a process of this kind by `launch`, which returns a pid. Whatever is raised, there is none."""
+        """Start a process of this kind by `launch`, which returns a pid.
+
+        Whatever is raised, no process runs then.
+        """
         child = self._table.claim(Kind.TRIAL, generation=self._current.generation, now=self._loop.clock())
         try:
             self._table.born(child, launch())
@@ -76,38 +83,39 @@ class Trials:
         """Read nothing: a trial's verdict is read when the trial has ended."""
 
     def stop(self) -> None:
-        """Leave them: each ends by itself, or by its deadline."""
+        """Do nothing: each trial ends by itself or at its deadline."""
 
     def inherit(self, child: Child) -> None:
-        """Take over a trial that the program before has begun; nobody waits for its verdict."""
+        """Do nothing: the verdict of the previous program's trial is no longer wanted."""
 
     def exited(self, child: Child, exit: Exit) -> None:
-        """Read the verdict of a trial that has ended, and tell it."""
+        """Read the verdict of a trial that has ended, and call its callback."""
         if child not in self._running:
-            # Begun by the program that was here before an upgrade, or one that gives no verdict.
+            # The previous program has begun this trial, or this process gives no verdict.
             return
-        fd, judged = self._running.pop(child)
+        fd, on_verdict = self._running.pop(child)
         fault: Exception | None = None
         try:
-            verdict, problems = _verdict(fd, child, exit)
+            verdict, problems = _read_verdict(fd, child, exit)
         except Exception as error:
             fault, verdict, problems = error, {}, [OWN_FAULT]
         finally:
             os.close(fd)
-        judged(verdict, problems)
+        on_verdict(verdict, problems)
         if fault is not None:
             self._loop.note_error(fault)
 
 
-def _verdict(fd: int, child: Child, exit: Exit) -> tuple[dict[str, Any], list[Problem]]:
+def _read_verdict(fd: int, child: Child, exit: Exit) -> tuple[dict[str, Any], list[Problem]]:
     if exit.status != 0:
         reason = f"took longer than {TRIAL_SECONDS:g} s" if child.failure is Failure.TIMEOUT else f"ended with status {exit.status}"
         return {}, [Problem("", f"the trial {reason}; what it said is in the log")]
-    # As much as there is: os.pread takes memory for as much as it is asked for.
+    # os.pread takes memory for all the bytes that a call asks for.
     text = os.pread(fd, min(os.fstat(fd).st_size, VERDICT_MAX), 0)
     try:
         verdict = json.loads(text)
         return verdict, [Problem(problem["key"], problem["message"], problem["line"]) for problem in verdict.get("problems", ())]
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        # An upgrade's is written by other code; and whoever asked must hear of an end.
+        # The code of another version writes an upgrade's verdict. The request needs an answer in
+        # any case.
         return {}, [Problem("", f"the trial's verdict cannot be understood: {type(error).__name__}: {error}")]

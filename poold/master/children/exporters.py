@@ -159,7 +159,7 @@ class Exporters(Succession[Exporter]):
 
         child = self._starter.start(Kind.EXPORTER, settings.generation, pair=_lifeline, launch=launch, read=self._read)
         exporter = self._members[child] = Exporter(child)
-        self._ladder.within(child, STARTUP, partial(self._ladder.expel, child, Failure.TIMEOUT))
+        self._ladder.set_deadline(child, STARTUP, partial(self._ladder.expel, child, Failure.TIMEOUT))
         log.info("exporter_started", pid=child.pid)
         return exporter
 
@@ -230,7 +230,7 @@ class Exporters(Succession[Exporter]):
 
     def _ready(self, exporter: Exporter) -> None:
         exporter.child.ready = True
-        self._ladder.relax(exporter.child)
+        self._ladder.clear_deadline(exporter.child)
         self._table.move(exporter.child, State.SERVING)
         self._throttle.succeeded()
         log.info("exporter_ready", pid=exporter.child.pid)
@@ -267,8 +267,8 @@ class Exporters(Succession[Exporter]):
             exporter.crowded = True
             self._watch_listener()
             return
-        exporter.questioned, exporter.answered = True, False
-        self._ladder.within(exporter.child, SILENCE, partial(self._judge_silence, exporter))
+        exporter.asked, exporter.answered = True, False
+        self._ladder.set_deadline(exporter.child, SILENCE, partial(self._due, exporter))
         try:
             exporter.child.channel.send(QUESTION, socket.MSG_NOSIGNAL)
         except OSError:

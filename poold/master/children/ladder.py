@@ -27,13 +27,13 @@ class Ladder:
         self._loop = loop
         self._table = table
 
-    def within(self, child: Child, seconds: float, callback: Callback) -> None:
-        """Set the child's deadline in place of the one before."""
-        self.relax(child)
+    def set_deadline(self, child: Child, seconds: float, callback: Callback) -> None:
+        """Set the child's deadline; the one it had is forgotten."""
+        self.clear_deadline(child)
         child.deadline = self._loop.after(seconds, callback)
 
-    def relax(self, child: Child) -> None:
-        """Cancel the child's deadline."""
+    def clear_deadline(self, child: Child) -> None:
+        """Forget the child's deadline."""
         if child.deadline is not None:
             child.deadline.cancel()
             child.deadline = None
@@ -57,19 +57,19 @@ class Ladder:
             self.close_channel(child)
         if not child.leaving:
             self._table.move(child, State.RETIRING)
-        self.within(child, self._current.config.timeouts.kill, partial(self.terminate, child))
+        self.set_deadline(child, self._current.config.timeouts.kill, partial(self.terminate, child))
 
     def terminate(self, child: Child) -> None:
         """Send SIGTERM to a child. SIGKILL follows when the child does not end."""
         if child.state in (State.TERMINATING, State.KILLED):
             return
         self._table.move(child, State.TERMINATING)
-        self.within(child, self._current.config.timeouts.kill, partial(self.kill, child))
+        self.set_deadline(child, self._current.config.timeouts.kill, partial(self.kill, child))
         self._signal(child, signal.SIGTERM)
 
     def kill(self, child: Child) -> None:
-        """Send SIGKILL to a child."""
-        self.relax(child)
+        """End a child that did not stop."""
+        self.clear_deadline(child)
         if child.state is State.KILLED:
             return
         self._table.move(child, State.KILLED)
@@ -92,9 +92,9 @@ class Ladder:
         """
         seconds = self._current.config.timeouts.kill
         if child.state is State.RETIRING:
-            self.within(child, seconds, partial(self.terminate, child))
+            self.set_deadline(child, seconds, partial(self.terminate, child))
         elif child.state is State.TERMINATING:
-            self.within(child, seconds, partial(self.kill, child))
+            self.set_deadline(child, seconds, partial(self.kill, child))
 
     def sweep(self, child: Child) -> None:
         """Kill what is left of a worker's process group after poold has ended the session.

@@ -62,7 +62,7 @@ class Loggers(Succession[Member]):
         child = self._starter.start(Kind.LOGGER, self._current.generation, pair=channel.make_pair, launch=launch, read=self._read)
         logger = self._members[child] = Member(child)
         self._format = self._current.config.log.format
-        self._ladder.within(child, STARTUP, partial(self._ladder.expel, child, None))
+        self._ladder.set_deadline(child, STARTUP, partial(self._ladder.expel, child, None))
         log.info("logger_started", pid=child.pid)
         return logger
 
@@ -107,7 +107,7 @@ class Loggers(Succession[Member]):
                 word = b""
             if word == LOGGER_READY and child.state is State.STARTING:
                 child.ready = True
-                self._ladder.relax(child)
+                self._ladder.clear_deadline(child)
                 self._table.move(child, State.SERVING)
                 self._throttle.succeeded()
                 log.debug("logger_ready", pid=child.pid)

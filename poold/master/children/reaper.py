@@ -183,7 +183,7 @@ class Reaper:
         """
         self._loop.call_each(
             (
-                partial(self._ladder.relax, child),
+                partial(self._ladder.clear_deadline, child),
                 partial(self._ladder.close_channel, child),
                 partial(self._remove, child),
                 partial(self._conclude, child, exit),

@@ -1,1 +1,1 @@
-"""How a worker is made and meets its client."""
+"""How the master gets workers, and gives each of them a connection."""

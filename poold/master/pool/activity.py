@@ -1,8 +1,12 @@
-"""Activity pages: one memory file for each worker, made with its order and kept until it is reaped.
+"""The activity pages: the memory files in which workers tell what their sessions do.
 
-The master alone gives a page's descriptor away, to the worker whose page it is. It reads with pread(2) and never maps a page: a
-mapping of a file that somebody else may cut would be fatal to touch (mmap(2), SIGBUS). A new worker gets a new file, because what a
-session has left behind may still hold the old one. What is read is gossip of one session.
+The master makes one file for each worker, together with the worker's order. The master keeps the
+file until the worker is reaped, and gives its descriptor to that worker alone. A process that a
+session has left behind may still have the session's file open. So each new worker gets a new file.
+The master does not trust the content, which counts for one session only.
+
+The master reads a page with pread(2) and never maps a page. Another process may shorten the file,
+and a mapping that is cut is fatal to touch (mmap(2), SIGBUS).
 """
 
 import fcntl
@@ -16,29 +20,36 @@ from poold.master.engine.loop import Loop
 from poold.pages import ACTIVITY_LAYOUT, ACTIVITY_SEALS, PAGE_SIZE, STATUS_MAX
 from poold.scoreboard import keep_size, shared_memory
 
-# Pages that are read in one turn for whoever asks what every session does.
+# The most pages that the master reads in one turn when a client asks what every session does.
 READS_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What a session has said: its client had gone; a deadline it asks for (CLOCK_MONOTONIC, 0.0: none); what it does."""
+    """What a session has told through its page.
+
+    `client_gone` says that the session's client had gone. `deadline` is the deadline that the
+    session asks for (CLOCK_MONOTONIC, 0.0: none). `status` is the text that describes the session.
+    """
 
     client_gone: bool = False
     deadline: float = 0.0
     status: str = ""
 
 
-SILENT = Activity()
+NO_ACTIVITY = Activity()
 
 
-def understand(data: bytes, owner: int) -> Activity:
-    """Return what the bytes of a page say, nothing where `owner` has not written them. Any bytes will do."""
+def parse_page(data: bytes, owner: int) -> Activity:
+    """Return what the bytes of a page tell, or `NO_ACTIVITY` if `owner` has not written them.
+
+    `owner` is the number with which the writer signs. Any bytes are allowed.
+    """
     if len(data) < ACTIVITY_LAYOUT.size:
-        return SILENT
+        return NO_ACTIVITY
     gone, deadline, length, text, signed = ACTIVITY_LAYOUT.unpack_from(data)
     if signed != owner:
-        return SILENT
+        return NO_ACTIVITY
     status = text[: min(length, STATUS_MAX)].decode("utf-8", "replace")
     return Activity(
         client_gone=gone != 0,
@@ -48,7 +59,10 @@ def understand(data: bytes, owner: int) -> Activity:
 
 
 def is_page(fd: int) -> bool:
-    """Say whether a descriptor is that of a page, of which nobody can change the size."""
+    """Return whether a descriptor is an activity page, a memory file of fixed size.
+
+    No process can change the size, because the file is sealed (fcntl(2), F_ADD_SEALS).
+    """
     try:
         return fcntl.fcntl(fd, fcntl.F_GET_SEALS) == ACTIVITY_SEALS
     except OSError:
@@ -56,50 +70,58 @@ def is_page(fd: int) -> bool:
 
 
 class Activities:
-    """The pages of all workers.
+    """The activity pages of all workers.
 
-    `common` is the one file in which workers of a version before pages of their own have theirs, a page a slot. Such a version asks for
-    it, also where this one is replaced by it.
+    `shared_activity` is the one file in which all workers of an old version write, a page for each
+    slot. That version had no file for each worker. A program of that version asks for the file,
+    also when such a program replaces this one.
     """
 
-    def __init__(self, common: int) -> None:
-        self.common = common
+    def __init__(self, shared_activity: int) -> None:
+        self.shared_activity = shared_activity
 
     def open(self, child: Child) -> int:
-        """Make the page of a worker that is about to be ordered, and return its descriptor, which stays ours. Raises OSError."""
+        """Make the page of a worker that is about to be ordered, and return its descriptor.
+
+        The master keeps the descriptor. Raises OSError.
+        """
         fd = shared_memory("activity", PAGE_SIZE)
         child.page = fd
         keep_size(fd)
         return fd
 
     def close(self, child: Child) -> None:
-        """Let go of a worker's page; again does no harm."""
+        """Close a worker's page. A second call changes nothing."""
         if child.page is not None:
             os.close(child.page)
             child.page = None
 
     def read(self, child: Child) -> Activity:
-        """Return what a worker's session has said."""
+        """Return what a worker's session has told."""
         session = child.session
         if session is None:
-            return SILENT
+            return NO_ACTIVITY
         try:
             if child.page is not None:
-                return understand(os.pread(child.page, ACTIVITY_LAYOUT.size, 0), session.id)
-            # A worker signs what it writes there with its pid.
-            return understand(os.pread(self.common, ACTIVITY_LAYOUT.size, child.slot * PAGE_SIZE), child.pid)
+                return parse_page(os.pread(child.page, ACTIVITY_LAYOUT.size, 0), session.id)
+            # In the shared file a worker signs with its pid.
+            return parse_page(os.pread(self.shared_activity, ACTIVITY_LAYOUT.size, child.slot * PAGE_SIZE), child.pid)
         except OSError:
-            # A descriptor is shared with the worker, who may have set any flag on it (fcntl(2), F_SETFL).
-            return SILENT
+            # The worker shares the open file, and may have set any flag of the file (fcntl(2),
+            # F_SETFL).
+            return NO_ACTIVITY
 
-    def gather(self, loop: Loop, children: Iterable[Child], told: Callable[[dict[int, str]], object]) -> None:
-        """Collect what all these children's sessions do, by session, a bounded number a turn; tell it when it is complete."""
+    def gather(self, loop: Loop, children: Iterable[Child], on_complete: Callable[[dict[int, str]], object]) -> None:
+        """Collect the status text of each child's session, then call `on_complete` with all texts.
+
+        The texts are given by session. At most `READS_MAX` pages are read in one turn.
+        """
         texts: dict[int, str] = {}
         left = [child for child in children if child.session is not None]
 
         def read_some() -> None:
             for child in left[:READS_MAX]:
-                # It may have ended since.
+                # The session may have ended since.
                 text = self.read(child).status
                 if text and child.session is not None:
                     texts[child.session.id] = text
@@ -107,6 +129,6 @@ class Activities:
             if left:
                 loop.after(0, read_some)
             else:
-                told(texts)
+                on_complete(texts)
 
         read_some()

@@ -1,8 +1,11 @@
-"""Births of workers: from the order to the mold until the worker is ready, or was stillborn.
+"""The births of workers: from the order until the worker is READY, or until no worker will come.
 
-A birth is asynchronous. The slot is claimed, a channel made, the order sent; the mold answers (a pid or an errno) and the worker
-says BORN with the kernel's word for its pid, in either order, and either may be missing. A pid that is reaped while orders are
-open may be a worker that died before it could say so: it is kept until its order is known, or none is open.
+A birth is asynchronous. The master claims a slot, makes a channel, and sends the order to the mold.
+The mold answers with a pid or an errno. The worker reports BORN, and the kernel adds the worker's
+pid. Answer and BORN come in either order, and either may be missing.
+
+A worker may die before the worker has reported BORN. So the exit of an unknown pid is kept until
+its order is known, or until no order is open.
 """
 
 import errno
@@ -21,7 +24,7 @@ from poold.words import Kind
 
 
 class Births:
-    """The orders that are open, and exits that may belong to them."""
+    """The open orders, and the exits that may belong to them."""
 
     def __init__(self, *, table: ChildTable, counters: Counters) -> None:
         self._table = table
@@ -29,18 +32,19 @@ class Births:
         self.throttle = Throttle()
         self.open: dict[int, Child] = {}
         self.unclaimed: dict[int, Exit] = {}
-        # How many orders are open, by generation.
+        # The number of open orders, by generation.
         self.by_generation: Counter[int] = Counter()
 
     def begin(self, child: Child) -> None:
-        """Note that an order was sent for this child."""
+        """Note that an order for this child has been sent."""
         self.open[child.slot] = child
         self.by_generation[child.generation] += 1
 
-    def failed(self, now: float, *, number: int, why: str, clone: bool = True) -> bool:
-        """Slow down after a birth that failed, with one line until one succeeds; say whether it is the first since one did.
+    def note_failure(self, now: float, *, number: int, why: str, clone: bool = True) -> bool:
+        """Slow down after a failed birth. Return whether this is the first failure since a success.
 
-        `number` is the errno, 0 where a worker has died. `clone` says that it was the clone that failed, or something for it was lacking.
+        `number` is an errno, or 0 if a worker has died. `clone` says that the clone failed, or
+        lacked something. Only the first failure since a success is logged.
         """
         name = errno.errorcode.get(number, str(number)) if number else None
         if name is not None and clone:
@@ -51,8 +55,11 @@ class Births:
             log.warning("spawn_failed", why=why, errno=name, hint=hint, retry_seconds=self.throttle.delay)
         return first
 
-    def answered(self, child: Child, pid: int, number: int) -> bool:
-        """Take the mold's answer to an order, a pid or an errno; say whether there will be no worker because the clone failed."""
+    def take_answer(self, child: Child, pid: int, number: int) -> bool:
+        """Take the mold's answer to an order: a pid, or an errno.
+
+        Return whether the clone has failed, so that no worker will come.
+        """
         if child.answered or self.open.get(child.slot) is not child:
             return False
         child.answered = True
@@ -60,68 +67,79 @@ class Births:
             child.named_pid = pid
         return bool(number)
 
-    def born(self, child: Child, report: Report) -> None:
-        """Take a worker's BORN. Raises ProtocolError when the sender is not a child of ours, or is another poold."""
+    def take_born(self, child: Child, report: Report) -> None:
+        """Take a worker's BORN.
+
+        Raises ProtocolError if the sender is no child of the master, or has another version of
+        poold.
+        """
         if child.pid or report.pid <= 1 or self._table.by_pid(report.pid) is not None:
             raise ProtocolError(f"BORN of pid {report.pid} does not belong here")
         try:
-            # User code in the mold can make processes too; only a child of ours can be waited for (waitid(2)).
+            # User code in the mold can make processes too. Only a child of this process can be
+            # waited for (waitid(2)).
             os.waitid(os.P_PID, report.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             raise ProtocolError(f"pid {report.pid} says BORN and is no child of ours") from None
         if report.version != __version__:
             raise ProtocolError(f"a worker of poold {report.version} under a master of {__version__}")
-        self._spawned(child, report.pid)
+        self._record_birth(child, report.pid)
 
     def prove(self, child: Child) -> None:
-        """Take the mold's word for a pid if the kernel says that it is a child of ours: a worker that hangs before its BORN."""
+        """Accept the pid that the mold has named, if the kernel knows that child of the master.
+
+        A worker that hangs before BORN becomes known in this way.
+        """
         pid = child.named_pid
         if child.pid or pid <= 1 or self._table.by_pid(pid) is not None or pid in self.unclaimed:
             return
         try:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
-            # Not ours, whatever the mold says.
+            # The pid is no child of this process, whatever the mold says.
             return
-        self._spawned(child, pid)
+        self._record_birth(child, pid)
 
-    def _spawned(self, child: Child, pid: int) -> None:
+    def _record_birth(self, child: Child, pid: int) -> None:
         self._table.born(child, pid)
         self._counters.cells[SPAWNED[Kind.WORKER]] += 1
         log.debug("child_spawned", kind=child.kind, pid=pid, slot=child.slot)
 
-    def ready(self, child: Child) -> None:
-        """Take a worker's READY: births work."""
+    def take_ready(self, child: Child) -> None:
+        """Take a worker's READY. Births work, so they are not slowed down any more."""
         child.ready = True
         self.throttle.succeeded()
         self.close(child)
 
     def close(self, child: Child) -> None:
-        """Forget an order, however it ended."""
+        """Forget an order, however the order has ended."""
         if self.open.get(child.slot) is child:
             del self.open[child.slot]
             self.by_generation[child.generation] -= 1
             if not self.by_generation[child.generation]:
                 del self.by_generation[child.generation]
 
-    def exited(self, exit: Exit) -> None:
+    def keep_exit(self, exit: Exit) -> None:
         """Keep an exit that belongs to no row yet."""
         self.unclaimed[exit.pid] = exit
 
-    def match(self) -> list[tuple[Child, Exit]]:
-        """Return the children whose exits were kept, and leave in `unclaimed` what may still belong to an open order."""
+    def match_exits(self) -> list[tuple[Child, Exit]]:
+        """Return the children that the kept exits belong to, each with its exit.
+
+        Exits that may still belong to an open order stay in `unclaimed`.
+        """
         matched = []
         for child in list(self.open.values()):
             pid = child.pid or child.named_pid
             exit = self.unclaimed.pop(pid, None) if pid else None
             if exit is not None:
                 if not child.pid:
-                    self._spawned(child, exit.pid)
+                    self._record_birth(child, exit.pid)
                 matched.append((child, exit))
         return matched
 
-    def strangers(self) -> list[Exit]:
-        """Take out the kept exits that belong to nobody: no order is open that could be theirs."""
+    def take_strangers(self) -> list[Exit]:
+        """Take out and return the kept exits, unless an order is open that one may belong to."""
         if any(not child.pid and not child.named_pid for child in self.open.values()):
             return []
         strangers, self.unclaimed = list(self.unclaimed.values()), {}

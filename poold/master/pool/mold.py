@@ -1,7 +1,10 @@
-"""One mold as the master knows it: what it was started with, what it has said, and what it may say next. Pure.
+"""One mold as the master knows this mold: what the mold has reported, and what may come next.
 
-A mold says HELLO, and then READY or FAILED; after READY one ANSWER for each order, in the order of the orders, because it works off one
-after the other. Anything else is a broken protocol, so what a mold can make the master do is bounded by what it was asked for.
+A mold reports HELLO, and then READY or FAILED. After READY the mold sends one ANSWER for each
+order, in the sequence of the orders, because the mold works off one after the other. Anything else
+breaks the protocol. So a mold cannot make the master do more than the master has asked for.
+
+Nothing here acts on a process or a descriptor.
 """
 
 from collections import deque
@@ -11,31 +14,52 @@ from dataclasses import dataclass, field
 from poold.channel import MoldReport, MoldWord
 from poold.errors import ProtocolError
 from poold.master.children.succession import Member
+from poold.master.document.part import Part
 
-# What may come after which word, but for the end.
+# The reports that may follow each report. The end of the channel may follow any.
 NEXT: Mapping[MoldWord | None, frozenset[MoldWord]] = {
     None: frozenset({MoldWord.HELLO}),
     MoldWord.HELLO: frozenset({MoldWord.READY, MoldWord.FAILED}),
     MoldWord.READY: frozenset({MoldWord.ANSWER}),
     MoldWord.FAILED: frozenset(),
 }
-# A mold of which no worker has come at so many tries in a row, over so many seconds, is given up. Tries are spread by their own throttle.
+# A mold is given up after `FAILURES_MAX` failed orders in a row that span `FAILURES_SECONDS`. A
+# throttle of the orders keeps the tries apart.
 FAILURES_MAX = 5
 FAILURES_SECONDS = 1.0
 
-# Told the mold's answer to an order, a pid and an errno of which one is 0; None, where the mold has ended without one.
-Answered = Callable[[tuple[int, int] | None], object]
+# Gets the mold's answer to an order: a pid and an errno, one of which is 0. None: the mold has
+# ended without an answer.
+OnAnswer = Callable[[tuple[int, int] | None], object]
+
+
+@dataclass(frozen=True, slots=True)
+class MoldPart:
+    """The mold that was started from the new code, and the version that the mold has reported."""
+
+    pid: int
+    version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoldsPart(Part):
+    """The mold that the next program goes on with."""
+
+    mold: MoldPart | None = None
 
 
 @dataclass(slots=True)
 class Streak:
-    """Failures in a row, and since when."""
+    """The number of failures in a row, and the time of the first one."""
 
     count: int = 0
     since: float = 0.0
 
     def failed(self, now: float, *, first: bool) -> bool:
-        """Count one, the `first` since something worked or not; say whether there is no more hope."""
+        """Count a failure. Return whether there have been too many, for too long.
+
+        `first` says that this failure is the first one since a success.
+        """
         if first or not self.count:
             self.count, self.since = 0, now
         self.count += 1
@@ -44,31 +68,33 @@ class Streak:
 
 @dataclass(slots=True, eq=False)
 class Mold(Member):
-    """A mold, and what it was started with. `seconds` is how long its import may take.
+    """A mold, and what the master has started this mold with.
 
-    `version` is the one it says it has; a `foreign` one may have another than ours, because it is for the program that comes next.
+    `seconds` is how long the import may take. `version` is the version that the mold has reported.
+    A `foreign` mold is for the next program, and may have another version than the master.
     """
 
     seconds: float = 0.0
     foreign: bool = False
     version: str = ""
-    # The last word it has said, but for answers: READY goes on to be it.
-    said: MoldWord | None = None
-    # Slot and incarnation of each order that it has not answered, the oldest first; and who waits for each of these answers.
+    # The last report that was no ANSWER.
+    last_word: MoldWord | None = None
+    # Slot and incarnation of each order without an answer, the oldest first, and the callback for
+    # each.
     unanswered: deque[tuple[int, int]] = field(default_factory=deque)
-    waiting: dict[tuple[int, int], Answered] = field(default_factory=dict)
-    # Its orders that no worker came of.
+    on_answers: dict[tuple[int, int], OnAnswer] = field(default_factory=dict)
+    # The orders from which no worker has come.
     failures: Streak = field(default_factory=Streak)
-    # Why it cannot be used, as far as anybody said.
+    # Why the mold cannot be used, if that is known.
     reason: str = ""
 
-    def says(self, report: MoldReport) -> None:
-        """Note what it says. Raises ProtocolError where that is not what may come next."""
-        if report.word not in NEXT[self.said]:
-            before = "nothing" if self.said is None else self.said.name
+    def note_report(self, report: MoldReport) -> None:
+        """Note a report of the mold. Raises ProtocolError if this report must not come next."""
+        if report.word not in NEXT[self.last_word]:
+            before = "nothing" if self.last_word is None else self.last_word.name
             raise ProtocolError(f"a mold that has said {before} says {report.word.name}")
         if report.word is not MoldWord.ANSWER:
-            self.said = report.word
+            self.last_word = report.word
         elif not self.unanswered or self.unanswered[0] != report.answer[:2]:
             raise ProtocolError("a mold answers an order that is not its next one")
         else:

@@ -1,14 +1,16 @@
-"""Keeps a mold: starts it, passes orders to it, replaces one that dies, is silent or is of no use, prepares the next generation's.
+"""Keeps the mold in use: starts molds, sends orders to one, and replaces one that fails.
 
-Workers that live do not notice any of it: they are the master's own children.
+A mold is replaced if the mold dies, is silent, or makes no workers. For other settings a mold is
+prepared beside the one in use. Living workers go on, because they are children of the master and
+not of the mold.
 
-A mold of which no worker comes any more may have been spoilt by a session of the same user (prlimit(2)), or the machine may be out of
-something. Who knows which it is? So it is not ended: a substitute is started beside it, and takes its place once it is ready.
+A mold may make no workers because a session of the same user has changed its limits (prlimit(2)).
+The machine may also be short of a resource. The master cannot tell one from the other, so the mold
+is not ended. A substitute is started beside the mold, and takes over when ready.
 """
 
 import errno
 import os
-from dataclasses import dataclass
 from functools import partial
 
 from poold import __version__, channel
@@ -21,40 +23,28 @@ from poold.master.children.spawn import Launcher, Recipe
 from poold.master.children.succession import Prepared, Starter, Succession
 from poold.master.children.table import Child, ChildTable
 from poold.master.current import Current
-from poold.master.document.part import Part
 from poold.master.engine.loop import Loop
 from poold.master.engine.throttle import Throttle
 from poold.master.phase import Life
-from poold.master.pool.mold import Answered, Mold
+from poold.master.pool.mold import Mold, MoldPart, MoldsPart, OnAnswer
 from poold.scoreboard import MOLD_STARTS, Counters
 from poold.words import Failure, Kind, State
 
-# How long a mold may leave an order unanswered.
-SILENCE = 2.0
-# Reads of a dead mold's channel: more than it may have said.
-HEARD_MAX = 64
-# Between two substitutes, where no worker came of the last one either: twice as long each time, for an import may be heavy.
-RENEWAL_MIN = 2.0
-RENEWAL_MAX = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class MoldPart:
-    """The mold that was started from the new code, and the version that it says it has."""
-
-    pid: int
-    version: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class MoldsPart(Part):
-    """The mold that the next program goes on with."""
-
-    mold: MoldPart | None = None
+# Seconds in which a mold must answer an order.
+ANSWER_SECONDS = 2.0
+# The most rounds of reading a dead mold's channel. They suffice for all that a mold can have sent.
+LAST_READS_MAX = 64
+# Seconds between two substitutes, if no worker has come from the last one either. The time doubles,
+# because an import may be heavy.
+SUBSTITUTE_DELAY_MIN = 2.0
+SUBSTITUTE_DELAY_MAX = 60.0
 
 
 class Molds(Succession[Mold]):
-    """The mold in use, a candidate that is being prepared for other settings, or a substitute for the one in use."""
+    """The mold in use, and the one that is prepared: a candidate or a substitute.
+
+    A candidate is for other settings. A substitute is for the settings in force.
+    """
 
     def __init__(
         self,
@@ -68,9 +58,12 @@ class Molds(Succession[Mold]):
         counters: Counters,
         launcher: Launcher,
         phase: int,
-        common: int,
+        shared_activity: int,
     ) -> None:
-        """`phase` is a descriptor of the phase page for molds, `common` what a mold of an older version asks for."""
+        """Take `phase`, a descriptor of the phase page for molds.
+
+        `shared_activity` is the memory file that a mold of an older version asks for.
+        """
         super().__init__(loop=loop, ladder=ladder)
         self._life = life
         self._current = current
@@ -79,23 +72,24 @@ class Molds(Succession[Mold]):
         self._counters = counters
         self._launcher = launcher
         self._phase = phase
-        self._common = common
+        self._shared_activity = shared_activity
         self._substitute: Mold | None = None
-        self._renewals = Throttle(shortest=RENEWAL_MIN, longest=RENEWAL_MAX)
-        self._told = ""
-        self._heir = 0
+        self._substitute_throttle = Throttle(shortest=SUBSTITUTE_DELAY_MIN, longest=SUBSTITUTE_DELAY_MAX)
+        self._logged_reason = ""
+        self._inherited_pid = 0
         self._ever_ready = False
-        # Why a mold ended before any was ever ready: what the file asks for cannot be served.
+        # Why a mold ended before any mold was ever ready: the settings ask for what cannot be
+        # served.
         self.failed_start = ""
 
     @property
     def in_use(self) -> Child | None:
-        """The mold that takes orders, None while there is none."""
+        """The mold that takes orders, or None if there is none."""
         used = self._used
         return used.child if used is not None and used.child.ready and used.child.channel is not None else None
 
     def start(self) -> None:
-        """Start a mold for the settings in force; a failure is tried again later."""
+        """Start a mold for the settings in force. After a failure another try follows later."""
         if self._life.stops or self._used is not None:
             return
         try:
@@ -107,26 +101,31 @@ class Molds(Succession[Mold]):
         return self._launcher.recipe(settings.config, settings.people)
 
     def _launch(self, recipe: Recipe, generation: int, **more: int) -> Mold:
-        def launch(theirs: int) -> int:
-            return self._launcher.mold(recipe, channel=theirs, phase=self._phase, **more)
+        def launch(child_end: int) -> int:
+            return self._launcher.mold(recipe, channel=child_end, phase=self._phase, **more)
 
-        child = self._starter.start(Kind.MOLD, generation, pair=channel.make_pair, launch=launch, read=self._readable)
+        child = self._starter.start(
+            Kind.MOLD, generation, pair=channel.make_pair, launch=launch, read=lambda child: self._read_reports(self._members[child])
+        )
         self._counters.cells[MOLD_STARTS] += 1
         mold = self._members[child] = Mold(child, seconds=recipe.seconds)
-        self._ladder.within(child, recipe.seconds, partial(self._too_slow, mold))
+        self._ladder.set_deadline(child, recipe.seconds, partial(self._on_import_timeout, mold))
         log.info("mold_started", pid=child.pid, generation=child.generation)
         return mold
 
     def prepare(self, settings: Current, prepared: Prepared) -> None:
-        """Start the mold of other settings beside the one in use, and tell when it is ready or cannot be. Raises OSError."""
+        """Start a mold for other settings beside the one in use. Raises OSError.
+
+        `prepared` is called when the mold is ready, or cannot be used.
+        """
         self._prepare(self._recipe(settings), settings.generation, prepared)
 
     def prepare_foreign(self, recipe: Recipe, generation: int, prepared: Prepared) -> None:
-        """Start a mold for another program's code like that, as its trial has put it down. Raises OSError."""
-        self._prepare(recipe, generation, prepared, activity=self._common).foreign = True
+        """Start a mold from the next program's code, by the recipe of its trial. Raises OSError."""
+        self._prepare(recipe, generation, prepared, activity=self._shared_activity).foreign = True
 
     def _prepare(self, recipe: Recipe, generation: int, prepared: Prepared, **more: int) -> Mold:
-        # It will be instead of the one in use, if it is of any use; until then one more is enough.
+        # The candidate will replace the mold in use, so the mold in use needs no substitute.
         substitute, self._substitute = self._substitute, None
         self._dismiss(substitute)
         candidate = self._candidate = self._launch(recipe, generation, **more)
@@ -139,24 +138,24 @@ class Molds(Succession[Mold]):
         return MoldsPart(mold=MoldPart(mold.child.pid, mold.version) if mold is not None else None)
 
     def restore(self, part: MoldsPart) -> None:
-        """Take note of the mold that the program before has started for this one: it is used if it is of this version."""
+        """Note the mold that the previous program has started, if the mold's version is right."""
         mold = part.mold
-        self._heir = mold.pid if mold is not None and mold.version == __version__ else 0
+        self._inherited_pid = mold.pid if mold is not None and mold.version == __version__ else 0
 
     def inherit(self, child: Child) -> None:
-        """Take over a mold of the program before: for use, if that program has started it for this one, or to see it off."""
-        # Only one that was ready is watched.
-        mold = Mold(child, seconds=self._current.config.timeouts.import_, said=MoldWord.READY)
+        """Use a mold that the previous program has started for this one. Ask any other to leave."""
+        # The previous program has prepared this mold until READY.
+        mold = Mold(child, seconds=self._current.config.timeouts.import_, last_word=MoldWord.READY)
         self._members[child] = mold
         self._ever_ready = True
-        if child.pid == self._heir and child.channel is not None:
-            self._loop.watch(child.channel, partial(self._read, mold))
+        if child.pid == self._inherited_pid and child.channel is not None:
+            self._loop.watch(child.channel, partial(self._read_reports, mold))
             self._used = mold
         elif not child.leaving:
             self._ladder.retire(child)
 
     def adopt(self) -> None:
-        """Use the prepared mold from now on; others are asked to leave, and their open orders come to their end. Again changes nothing."""
+        """Use the prepared mold. Others work off their orders and leave. Again changes nothing."""
         if self._candidate is not None:
             self._candidate.prepared = None
             self._used, self._candidate = self._candidate, None
@@ -164,80 +163,83 @@ class Molds(Succession[Mold]):
             self._use(self._used)
 
     def _use(self, mold: Mold) -> None:
-        """Have this mold take orders; the orders that are open with others come to their end."""
+        """Send orders to this mold. The other molds work off their open orders and leave."""
         self._used = mold
         for other in self._staying():
             if other not in (mold, self._candidate):
                 self._ladder.retire(other.child, listen=True)
 
-    def failing(self, child: Child, first: bool) -> None:
-        """Take the news that no worker came of an order to this mold; `first` says that it is the first time since one did."""
+    def note_failure(self, child: Child, first: bool) -> None:
+        """Note that no worker has come from an order. `first`: the first such failure in a row."""
         mold, now = self._used, self._loop.clock()
         if mold is None or mold.child is not child or self._life.stops:
             return
         if first:
-            self._renewals.succeeded()
+            self._substitute_throttle.succeeded()
         hopeless = mold.failures.failed(now, first=first)
-        if hopeless and self._candidate is None and self._substitute is None and self._renewals.open(now):
-            self._renew(mold)
+        if hopeless and self._candidate is None and self._substitute is None and self._substitute_throttle.open(now):
+            self._start_substitute(mold)
 
-    def _renew(self, failing: Mold) -> None:
-        """Start a substitute beside a mold that is of no use. Where that fails, the next failure is a reason to try again."""
-        self._renewals.failed(self._loop.clock())
-        log.warning("mold_failing", pid=failing.child.pid, failures=failing.failures.count, retry_seconds=self._renewals.delay)
+    def _start_substitute(self, failing: Mold) -> None:
+        """Start a substitute for a failing mold. If that fails, the next failed order retries."""
+        self._substitute_throttle.failed(self._loop.clock())
+        log.warning("mold_failing", pid=failing.child.pid, failures=failing.failures.count, retry_seconds=self._substitute_throttle.delay)
         try:
             self._substitute = self._launch(self._recipe(self._current), self._current.generation)
         except OSError as error:
-            log.error("mold_failed", reason=str(error), retry_seconds=self._renewals.delay)
+            log.error("mold_failed", reason=str(error), retry_seconds=self._substitute_throttle.delay)
 
-    def _replace(self, substitute: Mold) -> None:
+    def _use_substitute(self, substitute: Mold) -> None:
         """Use a substitute that is ready."""
         self._substitute = None
         log.info("mold_replaced", by=substitute.child.pid)
         self._use(substitute)
 
-    def order(self, order: bytes, theirs: int, page: int | None, answered: Answered) -> Child:
-        """Send an order with its descriptors to the mold in use, and return its row; `answered` is told the answer. Raises OSError."""
+    def order(self, order: bytes, worker_end: int, page: int | None, on_answer: OnAnswer) -> Child:
+        """Send an order with its descriptors to the mold in use, and return the mold's row.
+
+        `on_answer` is called with the mold's answer. Raises OSError.
+        """
         mold = self._used
         if mold is None or mold.child.channel is None or not mold.child.ready:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
-        channel.send_order(mold.child.channel, order, theirs, page)
+        channel.send_order(mold.child.channel, order, worker_end, page)
         slot, incarnation, _ = channel.read_order(order)
         mold.unanswered.append((slot, incarnation))
-        mold.waiting[slot, incarnation] = answered
+        mold.on_answers[slot, incarnation] = on_answer
         if len(mold.unanswered) == 1:
-            self._ladder.within(mold.child, SILENCE, partial(self._silent, mold))
+            self._ladder.set_deadline(mold.child, ANSWER_SECONDS, partial(self._on_silence, mold))
         return mold.child
 
     def hear_out(self, child: Child) -> None:
-        """Read all that a mold whose exit was seen still has to say: why it failed, or whom it has cloned."""
-        # A dead mold's channel holds what it was allowed to say, and then its end; who else has it may go on, and is heard no more.
-        for _ in range(HEARD_MAX):
-            if not self._read(self._members[child]):
+        """Read the last reports of a mold that is about to be reaped: errors, pids of workers."""
+        # A dead mold's channel holds the mold's reports, and then ends. Another process that has
+        # the channel may send more, which is not read.
+        for _ in range(LAST_READS_MAX):
+            if not self._read_reports(self._members[child]):
                 return
 
-    def _readable(self, child: Child) -> None:
-        self._read(self._members[child])
+    def _read_reports(self, mold: Mold) -> bool:
+        """Act on a bounded number of a mold's reports. Return whether there may be more."""
+        return all(self._read_report(mold) for _ in range(channel.MESSAGES_PER_TURN))
 
-    def _read(self, mold: Mold) -> bool:
-        """Act on what a mold says, a bounded number of words; say whether there may be more."""
-        return all(self._hear(mold) for _ in range(channel.MESSAGES_PER_TURN))
-
-    def _hear(self, mold: Mold) -> bool:
-        """Act on the next word of a mold; say whether there may be one more. What is left unread, epoll reports again."""
+    def _read_report(self, mold: Mold) -> bool:
+        """Act on the next report. Return whether to try once more. epoll reports any rest again."""
         if mold.child.channel is None:
             return False
         try:
             report = channel.receive_mold_report(mold.child.channel)
             if report is None:
-                # Its exit is on its way; should it only have closed its end, it is of no use any more.
+                # The mold's exit follows. A mold that has only closed its channel cannot be used,
+                # either.
                 self._give_up(mold, None)
                 return False
-            mold.says(report)
+            mold.note_report(report)
         except BlockingIOError:
             return False
         except ConnectionResetError:
-            # It ended without reading all its orders; what it said before can still be read.
+            # The mold has ended without reading all orders. What the mold sent before can still be
+            # read.
             return True
         except ProtocolError as error:
             log.error("protocol_error", pid=mold.child.pid, error=str(error))
@@ -248,8 +250,8 @@ class Molds(Succession[Mold]):
         return True
 
     def _give_up(self, mold: Mold, failure: Failure | None) -> None:
-        """End a mold that can be heard no more, or should not be."""
-        self._close(mold)
+        """End a mold that cannot be read any more, or must not be."""
+        self._stop_using(mold)
         if not mold.child.leaving and not mold.child.exiting:
             self._ladder.expel(mold.child, failure)
 
@@ -261,18 +263,18 @@ class Molds(Succession[Mold]):
                     mold.reason = f'poold {report.text} is installed now, and this master is {__version__}; run "poold upgrade"'
                     self._ladder.expel(mold.child, Failure.EXIT)
             case MoldWord.READY:
-                self._ready(mold, threads=report.number)
+                self._on_ready(mold, threads=report.number)
             case MoldWord.FAILED:
                 mold.reason, _, trace = report.text.partition("\n")
                 log.error("handler_import_failed", reason=mold.reason, traceback=trace)
             case MoldWord.ANSWER:
-                self._answered(mold, report)
+                self._on_answer(mold, report)
 
-    def _ready(self, mold: Mold, *, threads: int) -> None:
+    def _on_ready(self, mold: Mold, *, threads: int) -> None:
         if mold.child.leaving or mold.child.ready:
             return
         mold.child.ready = True
-        self._ladder.relax(mold.child)
+        self._ladder.clear_deadline(mold.child)
         self._table.move(mold.child, State.SERVING)
         self._throttle.succeeded()
         log.info("mold_ready", pid=mold.child.pid, seconds=self._loop.clock() - mold.child.claimed_at)
@@ -280,43 +282,44 @@ class Molds(Succession[Mold]):
             log.warning("mold_has_threads", threads=threads, hint="workers are forked twice, which is slower; start threads in the handler")
         mold.report_outcome(None)
         if mold is self._substitute:
-            self._replace(mold)
+            self._use_substitute(mold)
         elif mold is self._used:
             self._ever_ready = True
 
-    def _answered(self, mold: Mold, report: MoldReport) -> None:
+    def _on_answer(self, mold: Mold, report: MoldReport) -> None:
         if not mold.child.leaving:
             if mold.unanswered:
-                self._ladder.within(mold.child, SILENCE, partial(self._silent, mold))
+                self._ladder.set_deadline(mold.child, ANSWER_SECONDS, partial(self._on_silence, mold))
             else:
-                self._ladder.relax(mold.child)
+                self._ladder.clear_deadline(mold.child)
         slot, incarnation, pid, number = report.answer
-        mold.waiting.pop((slot, incarnation))((pid, number))
+        mold.on_answers.pop((slot, incarnation))((pid, number))
 
-    def _too_slow(self, mold: Mold) -> None:
+    def _on_import_timeout(self, mold: Mold) -> None:
         mold.reason = f"the handler's import took longer than timeouts.import ({mold.seconds:g} s)"
         log.error("handler_import_failed", reason=mold.reason)
         self._ladder.expel(mold.child, Failure.TIMEOUT)
 
-    def _silent(self, mold: Mold) -> None:
-        log.error("mold_silent", pid=mold.child.pid, seconds=SILENCE, unanswered=len(mold.unanswered))
+    def _on_silence(self, mold: Mold) -> None:
+        log.error("mold_silent", pid=mold.child.pid, seconds=ANSWER_SECONDS, unanswered=len(mold.unanswered))
         self._ladder.expel(mold.child, Failure.TIMEOUT)
-        # Not its exit but its silence is the reason for a new one: a process in the kernel's hands may take its time to die.
-        self._close(mold)
-        self._start_later("")
+        # A new mold is started now and not at the exit: a process that hangs in the kernel may die
+        # late.
+        self._stop_using(mold)
+        self._again("")
 
-    def _close(self, mold: Mold) -> None:
-        """Use this mold no more."""
+    def _stop_using(self, mold: Mold) -> None:
+        """Send no more orders to this mold."""
         self._ladder.close_channel(mold.child)
         if self._used is mold:
-            # A substitute that is not ready yet is what would be started now.
+            # A substitute takes the place of a new mold, even if the substitute is not ready yet.
             self._used, self._substitute = self._substitute, None
 
     def exited(self, child: Child, exit: Exit) -> None:
-        """Settle the end of a mold; start another one if it was the one in use."""
+        """Settle the end of a mold. Start another one if this was the one in use."""
         mold = self._members.pop(child)
-        for answered in mold.waiting.values():
-            answered(None)
+        for on_answer in mold.on_answers.values():
+            on_answer(None)
         reason = mold.reason or f"the mold ended with status {exit.status}"
         if mold is self._candidate:
             self._candidate = None
@@ -324,10 +327,10 @@ class Molds(Succession[Mold]):
             return
         if mold is self._substitute:
             self._substitute = None
-            self._renewals.failed(self._loop.clock())
-            log.error("mold_failed", reason=reason, retry_seconds=self._renewals.delay)
+            self._substitute_throttle.failed(self._loop.clock())
+            log.error("mold_failed", reason=reason, retry_seconds=self._substitute_throttle.delay)
             return
-        self._close(mold)
+        self._stop_using(mold)
         if self._life.stops:
             return
         if not self._ever_ready:
@@ -335,8 +338,8 @@ class Molds(Succession[Mold]):
         elif self._used is None:
             self._start_later(reason)
 
-    def _log_failure(self, reason: str, *, first: bool) -> None:
-        if first or reason != self._told:
-            # Once for each reason, however often it is tried again.
-            self._told = reason
+    def _tell(self, reason: str, *, first: bool) -> None:
+        if first or reason != self._logged_reason:
+            # Each reason is logged once, however many tries fail for the same reason.
+            self._logged_reason = reason
             log.error("mold_failed", reason=reason, retry_seconds=self._throttle.delay)

@@ -1,4 +1,4 @@
-"""Keeps the workers: hears out those that end, and settles what their ends leave behind."""
+"""Keeps the workers: reads the last reports of workers that end, and settles their ends."""
 
 from collections.abc import Iterable
 
@@ -17,7 +17,7 @@ from poold.words import Cause, Failure, State
 
 
 class Workers:
-    """The keeper of workers (`poold.master.children.reaper.Keeper`), born and unborn."""
+    """The keeper of workers, born and unborn (`poold.master.children.reaper.Keeper`)."""
 
     def __init__(
         self,
@@ -41,11 +41,14 @@ class Workers:
         self._counters = counters
 
     def hear_out(self, child: Child) -> None:
-        """Read what a worker whose exit was seen still has to say."""
+        """Read the last reports of a worker that is about to be reaped."""
         self._hearing.hear_out(child)
 
     def exited(self, child: Child, exit: Exit) -> Cause | None:
-        """Settle the end of a worker; return the cause of its session's end, None where there was none or it goes on elsewhere."""
+        """Settle the end of a worker, and return the cause of its session's end.
+
+        The result is None if there was no session, or if the session goes on in another worker.
+        """
         try:
             self._births.close(child)
             gone = exit.status is not None and exit.status > 0 and self._activities.read(child).client_gone
@@ -53,7 +56,7 @@ class Workers:
         finally:
             self._activities.close(child)
         if failure_of(child, status=exit.status, cause=cause) is Failure.STILLBORN:
-            self._orders.stillborn(child)
+            self._orders.note_stillborn(child)
         return cause
 
     def stop(self) -> None:
@@ -61,9 +64,12 @@ class Workers:
         self._pool.stop()
 
     def inherit(self, child: Child) -> None:
-        """Take over a worker of the program before: its spares leave, because their code is older than ours."""
+        """Take over a worker of the previous program.
+
+        A spare is asked to leave, because its code is older than this program.
+        """
         if child.page is not None and not is_page(child.page):
-            # Nobody closes what is no page: it may be anything.
+            # The descriptor is no page and may be anything, so the descriptor is not closed.
             child.page = None
         if child.state is State.SPARE:
             self._ladder.retire(child)
@@ -71,19 +77,23 @@ class Workers:
             self._hearing.listen(child)
 
     def find(self) -> None:
-        """Read what workers say whose pids are not known yet: a process that has ended may be one of them."""
+        """Read the reports of workers without a known pid. An ended process may be one of them."""
         self._hearing.read_unborn()
 
     def unclaimed(self, exit: Exit) -> None:
-        """Keep an exit that belongs to no row: until its worker's order is known, or no order is open that could be its."""
-        self._births.exited(exit)
+        """Keep an exit that belongs to no row.
+
+        The exit is kept until its worker's order is known, or until no order is open that the exit
+        could belong to.
+        """
+        self._births.keep_exit(exit)
 
     def match(self) -> Iterable[tuple[Child, Exit]]:
-        """Return the workers whose exits were kept; count those exits that belong to nobody."""
+        """Return the workers that the kept exits belong to. Count the exits without an order."""
         if not self._births.unclaimed:
             return ()
-        matched = self._births.match()
-        for stranger in self._births.strangers():
+        matched = self._births.match_exits()
+        for stranger in self._births.take_strangers():
             self._counters.cells[UNKNOWN_REAPED] += 1
             log.debug("unknown_child_reaped", pid=stranger.pid, status=stranger.status)
         return matched

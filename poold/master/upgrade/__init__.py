@@ -1,1 +1,1 @@
-"""Replacing the program: the same process goes on as the code that is on disk by then."""
+"""How the master's process replaces its own program with the code that is on disk now."""

@@ -1,8 +1,10 @@
-"""What a program is made of on disk: which files, and how to tell that one of them is another by now.
+"""The files that a program consists of, and whether one of them has changed since a first look.
 
-The trial of an upgrade puts down what the new program will load, and the master looks again just before it becomes that program: what
-was tried must be what is executed. The list crosses between versions: one that is not there is no list, and what an entry says besides
-is ignored.
+The trial of an upgrade lists the files that the new program will load. The master looks again just
+before the exec, because the master must execute what the trial has tried.
+
+The list crosses between versions of poold. A trial of an older version may give no list, and fields
+of an entry that this version does not know are ignored.
 """
 
 import os
@@ -10,13 +12,13 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Looked at in the pause of an upgrade, a few microseconds each.
+# The most files of a list. The master looks at them while clients wait.
 FILES_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file as it was (stat(2)): times in nanoseconds."""
+    """A file as stat(2) describes the file. `modified` is in nanoseconds."""
 
     path: str
     device: int
@@ -26,18 +28,18 @@ class File:
 
 
 def look(path: str) -> File:
-    """Return a file as it is now, the one that a link leads to. Raises OSError."""
+    """Return a file as the file is now, links followed. Raises OSError."""
     status = os.stat(path)
     return File(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def write(files: Iterable[File]) -> list[dict[str, Any]]:
-    """Return what JSON carries of a list of files."""
+    """Return a list of files in a form that JSON carries."""
     return [asdict(file) for file in files]
 
 
 def read(listed: Any) -> tuple[File, ...]:
-    """Return the files of a list as another version may have written it. Raises ValueError."""
+    """Return the files of a list that another version may have written. Raises ValueError."""
     if not isinstance(listed, list) or len(listed) > FILES_MAX:
         raise ValueError(f"it lists no files, or more than {FILES_MAX}")
     try:
@@ -47,12 +49,12 @@ def read(listed: Any) -> tuple[File, ...]:
 
 
 def changed(files: Iterable[File]) -> str | None:
-    """Return the first path where there is another file by now, or none; None if there is no such."""
+    """Return the first path with another file by now, or without a file. None: there is none."""
     for file in files:
         try:
             if look(file.path) != file:
                 return file.path
         except (OSError, ValueError, TypeError):
-            # It is gone; or another version has written what is no path.
+            # The file is gone, or another version has written something that is no path.
             return file.path
     return None

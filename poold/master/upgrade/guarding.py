@@ -1,4 +1,4 @@
-"""The master's end of an upgrade's guard (`poold.master.guard`): starts it, gives it the word, lets it go."""
+"""The master's side of an upgrade's guard (`poold.master.guard`)."""
 
 import socket
 from collections.abc import Callable
@@ -11,50 +11,53 @@ from poold.master.current import Current
 from poold.master.engine.loop import Loop
 from poold.master.guard import READY, WATCH
 
-# Told that the guard is ready, or why there is none.
-Ready = Callable[[str | None], object]
+# Gets None when the guard is ready, or the reason why there is no guard.
+OnReady = Callable[[str | None], object]
 
 
 class Guard:
-    """A guard that runs. It belongs to the trials in the table: it is there for the sake of one upgrade."""
+    """A running guard. In the table of children a guard counts as a trial."""
 
-    def __init__(self, *, current: Current, loop: Loop, ladder: Ladder, launcher: Launcher, trials: Trials, ready: Ready) -> None:
-        """Start it. Raises OSError."""
+    def __init__(self, *, current: Current, loop: Loop, ladder: Ladder, launcher: Launcher, trials: Trials, on_ready: OnReady) -> None:
+        """Start the guard. Raises OSError."""
         self._loop = loop
         self._ladder = ladder
-        self._ready = ready
+        self._on_ready = on_ready
         self._child: Child | None = None
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel, guard_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.setblocking(False)
         try:
-            with theirs:
+            with guard_end:
                 loop.watch(self._channel, self._read)
-                self._child = trials.start(lambda: launcher.guard(current.config, channel=theirs.fileno()))
+                self._child = trials.start(lambda: launcher.guard(current.config, channel=guard_end.fileno()))
         except BaseException:
             self.dismiss()
             raise
 
     def _read(self) -> None:
         try:
-            said = self._channel.recv(len(READY))
+            word = self._channel.recv(len(READY))
         except BlockingIOError:
             return
         except OSError:
-            # It ended with words unread.
-            said = b""
-        if said == READY:
-            self._ready(None)
+            # The guard has ended without reading everything.
+            word = b""
+        if word == READY:
+            self._on_ready(None)
             return
         self._loop.forget(self._channel)
-        self._ready("the guard of the upgrade has ended; what it said is in the log")
+        self._on_ready("the guard of the upgrade has ended; what it said is in the log")
 
     def watch(self) -> int:
-        """Have it watch from now on, and return the descriptor that the new program closes when its loop turns. Raises OSError."""
+        """Tell the guard to watch the master from now on. Raises OSError.
+
+        Return the descriptor that the new program closes once its loop turns.
+        """
         self._channel.send(WATCH, socket.MSG_NOSIGNAL)
         return self._channel.fileno()
 
     def dismiss(self) -> None:
-        """Let it go; again does no harm."""
+        """Ask the guard to leave. A second call changes nothing."""
         self._loop.forget(self._channel)
         self._channel.close()
         child, self._child = self._child, None

@@ -1,11 +1,12 @@
-"""What is installed: whether it is as it was installed, whether it can be loaded, and which files it is. For the trial of an upgrade.
+"""The installed files, as the trial of an upgrade looks at them.
 
-    damaged     by what the installer has written down, where it has (`record`)
-    incomplete  by what the modules say themselves, where it has not
-    load        every one of the modules, `modules`
-    …_files     what the new program consists of, for `poold.master.upgrade.footprint`
+    damaged     compares the files with what the installer has written down (`record`)
+    incomplete  finds undefined names, if the installer has written nothing down
+    load        imports every module that `modules` names
+    …_files     lists the files of the new program, for `poold.master.upgrade.footprint`
 
-Standard library only, and it must be importable when the rest of the package is not.
+This module can be imported even if the rest of the package cannot, and needs the standard library
+only.
 """
 
 import base64
@@ -25,14 +26,15 @@ from poold.master.upgrade import footprint, names
 from poold.master.upgrade.footprint import File
 
 PACKAGE = os.path.join(HOME, "poold")
-# Not a process of poold's: its modules may need what is not installed.
+# The modules in this folder are part of no process of poold, and may need what is not installed.
 OPTIONAL = "handlers"
 
 
 def record() -> Distribution | None:
-    """Return the distribution that has installed this package's own files and written down what they are (PEP 376, RECORD).
+    """Return the distribution that has recorded this package's files (PEP 376, RECORD), or None.
 
-    An installation that can be edited, a source checkout and some packages of distributions have none.
+    There is no record for an editable installation, for a source checkout, and for some packages of
+    Linux distributions.
     """
     for distribution in distributions(name="poold", path=[HOME]):
         if any(_recorded(distribution)):
@@ -41,9 +43,10 @@ def record() -> Distribution | None:
 
 
 def _recorded(distribution: Distribution) -> Iterator[tuple[str, str, str]]:
-    """Yield path, checksum and size, as RECORD has them, of each of the package's files that has a checksum: compiled bytecode has none.
+    """Yield path, checksum and size of each of the package's files, as RECORD has them.
 
-    Not by `Distribution.files`, which from Python 3.12 on leaves out the files that are not there any more.
+    Files without a checksum, such as compiled bytecode, are left out. `Distribution.files` cannot
+    be used. From Python 3.12 on, that property leaves out the files that are missing.
     """
     for row in csv.reader((distribution.read_text("RECORD") or "").splitlines()):
         if len(row) == 3 and row[1] and row[0].startswith("poold/"):
@@ -51,7 +54,7 @@ def _recorded(distribution: Distribution) -> Iterator[tuple[str, str, str]]:
 
 
 def damaged(recorded: Distribution) -> Iterator[Problem]:
-    """Yield what is not as it was installed, by size and checksum (PEP 427)."""
+    """Yield the files that are not as they were installed, by size and checksum (PEP 427)."""
     for name, checksum, size in _recorded(recorded):
         path = os.path.join(HOME, name)
         try:
@@ -67,7 +70,10 @@ def damaged(recorded: Distribution) -> Iterator[Problem]:
 
 
 def incomplete(loaded: Iterable[str]) -> Iterator[Problem]:
-    """Yield what these modules use and nobody defines: for where nothing is written down about their files."""
+    """Yield the names that these modules use but nothing defines.
+
+    This is the check for an installation without a record of its files.
+    """
     for name in loaded:
         for missing in names.undefined(name):
             yield Problem("", f"{name} uses {missing}, which is nowhere; install poold anew")
@@ -76,9 +82,10 @@ def incomplete(loaded: Iterable[str]) -> Iterator[Problem]:
 
 
 def modules(folder: str = PACKAGE, package: str = "poold") -> Iterator[str]:
-    """Yield the names of all modules that a process of poold's consists of.
+    """Yield the names of all modules that a process of poold may load.
 
-    Some of them are never loaded together elsewhere, for their weight; a trial ends.
+    Some of them are never loaded together in any other process, because of their memory. A trial
+    ends soon.
     """
     for module in pkgutil.iter_modules([folder], f"{package}."):
         if module.ispkg and module.name != f"poold.{OPTIONAL}":
@@ -89,7 +96,7 @@ def modules(folder: str = PACKAGE, package: str = "poold") -> Iterator[str]:
 
 
 def load(modules: Iterable[str]) -> Iterator[Problem]:
-    """Import these modules, and yield those that cannot be."""
+    """Import these modules, and yield a problem for each that cannot be imported."""
     for name in modules:
         try:
             importlib.import_module(name)
@@ -108,13 +115,13 @@ def own_files() -> Iterator[File]:
 
 
 def other_files() -> Iterator[File]:
-    """Yield the files besides the package's own of which this process consists by now: interpreter, modules, shared libraries."""
+    """Yield this process's other files: interpreter, other packages' modules, shared libraries."""
     places = {sys.executable}
     for module in list(sys.modules.values()):
         origin = getattr(getattr(module, "__spec__", None), "origin", None)
         if isinstance(origin, str) and os.path.isabs(origin) and not origin.startswith(PACKAGE + os.sep):
             places.add(origin)
-    # proc_pid_maps(5): what is mapped to be executed, with its path at the end of the line.
+    # proc_pid_maps(5): the executable mappings, each with its path at the end of the line.
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
             fields = line.rstrip("\n").split(None, 5)
@@ -124,5 +131,5 @@ def other_files() -> Iterator[File]:
         try:
             yield footprint.look(place)
         except OSError:
-            # Loaded from an archive, or removed since: there is nothing that could be looked at again.
+            # The file was loaded from an archive, or is removed. A second look is not possible.
             continue

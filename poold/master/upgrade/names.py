@@ -1,7 +1,11 @@
-"""Names that a module uses and nobody defines: what a file lacks that was cut between two functions, and can be imported all the same.
+"""Finds names that a module uses but nothing defines.
 
-For the trial of an upgrade, where no checksum is written down. Three kinds are found by reading the source: a global name of the module, a
-name of another module of poold's, and an attribute that a method reads of its own object. What one object asks of another is not.
+A file that was cut between two functions lacks such names, and can still be imported. The trial of
+an upgrade calls this where the installer has recorded no checksums.
+
+Three kinds of names are checked by reading the source. These are the module's own global names,
+names of other modules of poold, and attributes that a method reads from its own object. Attributes
+of other objects are not checked.
 """
 
 import ast
@@ -13,15 +17,15 @@ from importlib.machinery import SourceFileLoader
 from types import ModuleType
 
 PACKAGE = "poold"
-# Those that every object or module may have without anybody's definition.
+# Names that each object or module may have without a definition in the source.
 GIVEN = {"__file__", "__dict__", "__class__"}
 
 
 def undefined(name: str) -> Iterator[str]:
-    """Yield what a module that can be imported uses and nobody defines; nothing where there is no source."""
+    """Yield the names that a module uses but nothing defines, if the module has a source file."""
     module = importlib.import_module(name)
     if not isinstance(module.__loader__, SourceFileLoader):
-        # Compiled, or bytecode only: there is nothing to read.
+        # The module is compiled, or there is bytecode only. There is no source to read.
         return
     source = module.__loader__.get_data(module.__loader__.path).decode()
     tree = ast.parse(source)
@@ -36,7 +40,10 @@ def undefined(name: str) -> Iterator[str]:
 
 
 def _leave_out_types(tree: ast.Module) -> set[str]:
-    """Take out what is for type checkers alone and names what is not there when the program runs; return the names bound there."""
+    """Remove from the tree what only type checkers read, and return the names that are bound there.
+
+    Such code may use names that do not exist when the program runs.
+    """
     bound = set()
     for part in list(tree.body):
         if isinstance(part, ast.If) and isinstance(part.test, ast.Name) and part.test.id == "TYPE_CHECKING":
@@ -70,9 +77,9 @@ def _of_modules(attributes: list[ast.Attribute], module: ModuleType) -> Iterator
 
 
 def _of_class(attributes: list[ast.Attribute], kind: type) -> set[str]:
-    """Return the attributes of `self` that are read among these and that no object of this class ever has."""
+    """Return the attributes of `self` that are read here but that no object of this class has."""
     if any(not base.__module__.startswith(PACKAGE) and base is not object for base in kind.__mro__):
-        # What an object of somebody else's class has, only that class knows.
+        # Only the foreign base class knows which attributes its objects have.
         return set()
     known = set(dir(kind)) | GIVEN
     for base in kind.__mro__:

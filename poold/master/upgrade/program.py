@@ -1,4 +1,7 @@
-"""The only place where the master becomes another program: execve, with exactly the descriptors that the next one is to have."""
+"""The only module in which the master becomes another program, by execve(2).
+
+The next program gets exactly the descriptors that the next program needs.
+"""
 
 import contextlib
 import os
@@ -12,8 +15,9 @@ from poold.log import log
 from poold.master.children.spawn import HOME, SUCCESSOR, memory_file
 from poold.settings.config import LogFormat
 
-# The first lines of the next program. They are the old one's and need nothing of poold, because they must be able to say so when nothing
-# of the new one can be loaded: with the standard library, in the shape that `poold.log` gives to lines.
+# The first lines of the next program. They come from the old program and need nothing of poold. If
+# the new code cannot be loaded, they must still log the reason. They use the standard library, and
+# write lines in the format of `poold.log`.
 PROGRAM = """\
 import os, sys
 try:
@@ -37,11 +41,12 @@ except BaseException as error:
 """
 
 
-def replace(document: bytes, fds: Iterable[int], environ: Mapping[str, str], *, guard: int, log_format: LogFormat) -> NoReturn:
-    """Become `poold.master.successor` of the code that is on disk now: the same process, the same children.
+def exec_successor(document: bytes, fds: Iterable[int], environ: Mapping[str, str], *, guard: int, log_format: LogFormat) -> NoReturn:
+    """Become `poold.master.successor` of the code on disk: the same process, the same children.
 
-    It gets the document, these descriptors, that of its guard, and this environment; should it not even be loaded, it says so in
-    this format. Raises OSError when it cannot be executed, and everything is as it was.
+    The new program gets the document, the descriptors `fds`, the descriptor of the guard, and this
+    environment. If the new program cannot be loaded, its first lines log that in this format.
+    Raises OSError if the exec fails, and nothing has changed then.
     """
     state = memory_file("state", document)
     given = {"state": state, "guard": guard}
@@ -55,6 +60,6 @@ def replace(document: bytes, fds: Iterable[int], environ: Mapping[str, str], *, 
         os.execve(sys.executable, command, dict(environ))
     finally:
         for fd in inherited:
-            with contextlib.suppress(OSError):  # what is no descriptor any more is nobody's to inherit either
+            with contextlib.suppress(OSError):  # a number that is no descriptor any more cannot be inherited
                 os.set_inheritable(fd, False)
         os.close(state)

@@ -1,12 +1,15 @@
-"""The state document: what one program of the master tells the next one at an upgrade. Pure: bytes in, checked values out.
+"""The state document: what one program of the master tells the next one at an upgrade.
 
-The document is the sum of the parts of its owners (`poold.master.document.part`). A new owner brings a part: one more base of
-`StateDocument`.
+The document is the sum of the parts of its owners (`poold.master.document.part`). A new owner adds
+a part, which is one more base of `StateDocument`. Bytes come in, and checked values go out. Nothing
+here acts on a descriptor or a process.
 
-Two versions of poold meet here, so a field that is not known is ignored, one that may be missing has a default, and what is
-not understood (another format, a kind of child that this version does not have, a number that cannot be) makes the whole document
-unreadable. The trial of an upgrade reads it first, while nothing has changed. Descriptors and pids are numbers here; that
-they are what they are said to be is found out by whoever restores a part.
+The document crosses between versions of poold. A field that is not known is ignored, and a field
+that may be missing has a default. Anything else that is not understood makes the whole document
+unreadable. Examples are another format, an unknown kind of child, and an impossible number. The
+trial of an upgrade reads the document first, while nothing has changed.
+
+Descriptors and pids are only numbers here. The owner that restores a part finds out what they are.
 """
 
 import json
@@ -31,31 +34,34 @@ from poold.master.document.part import Owner, Part, check_descriptor, check_rang
 from poold.master.document.tally import CountersPart
 from poold.master.memories import MemoriesPart
 from poold.master.outside.control import ControlPart
-from poold.master.pool.molds import MoldsPart
+from poold.master.pool.mold import MoldsPart
 
-# Counts incompatible changes: what another format says is not guessed at.
+# Counts incompatible changes. A document of another format is refused.
 FORMAT = 1
 
 
 class StateError(PooldError):
-    """The document cannot be used; says why."""
+    """The document cannot be used. The message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OriginPart(Part):
-    """Where this life of poold began: the settings file (None: there is none), and when (CLOCK_MONOTONIC)."""
+    """Where this life of poold began: the settings file, and the time of the start.
+
+    `file` is None without a settings file. `started_at` is a time of CLOCK_MONOTONIC.
+    """
 
     file: str | None
     started_at: float
 
     def check(self) -> None:
-        """Raise ValueError where this can be no time."""
-        check_range("a time", self.started_at, 0)
+        """Raise ValueError if `started_at` cannot be a time."""
+        within("a time", self.started_at, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The owner of what no other part knows: where this master has its settings from, and what it was started with."""
+    """The owner of what no other part knows: the settings file, start time and environment."""
 
     file: Path | None
     started_at: float
@@ -66,14 +72,15 @@ class Origin:
         return OriginPart(file=str(self.file) if self.file is not None else None, started_at=self.started_at)
 
     def restore(self, part: OriginPart) -> None:
-        """Do nothing: the origin is what the next program is built from."""
+        """Do nothing: the next program is built from the origin."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SettingsPart(Part):
-    """The settings to go on with, which are a trial's verdict in the words of the new code; and the generation before them.
+    """The settings for the next program, and the generation of the settings in force.
 
-    `control_setting` is the control socket's place as the settings in force have it, which no upgrade can change.
+    The settings are the verdict of the trial, in the words of the new code. `control_setting` is
+    the place of the control socket in the settings in force, which no upgrade can change.
     """
 
     generation: int
@@ -83,12 +90,15 @@ class SettingsPart(Part):
     warnings: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raise ValueError where this can be no generation."""
-        check_range("a generation", self.generation, 1, (1 << 32) - 2)
+        """Raise ValueError if `generation` cannot be a generation."""
+        within("a generation", self.generation, 1, (1 << 32) - 2)
 
     @classmethod
     def of(cls, current: Current, verdict: Mapping[str, Any]) -> "SettingsPart":
-        """Return the part of a verdict, which is empty before there is any, beside the settings in force."""
+        """Return the part of the settings in force and of a verdict, which may be empty.
+
+        Before the trial of an upgrade there is no verdict.
+        """
         return cls(
             generation=current.generation,
             control_setting=current.config.control.socket,
@@ -114,7 +124,7 @@ class StateDocument(
     SessionsPart,
     LingerPart,
 ):
-    """Everything."""
+    """The whole document."""
 
     format: int = FORMAT
     version: str = __version__
@@ -154,7 +164,7 @@ def _unique(what: str, values: Iterable[int]) -> None:
 
 
 def collect(settings: SettingsPart, owners: Iterable[Owner[Any]]) -> StateDocument:
-    """Return the document as it is now, for these settings. Looks and changes nothing."""
+    """Return the document as of now, for these settings. Nothing is changed."""
     fields = dict(vars(settings))
     for owner in owners:
         fields |= vars(owner.save())
@@ -162,17 +172,17 @@ def collect(settings: SettingsPart, owners: Iterable[Owner[Any]]) -> StateDocume
 
 
 def write(state: StateDocument) -> bytes:
-    """Return the document's bytes."""
+    """Return the bytes of a document."""
     return json.dumps(vars(state), default=_fields).encode()
 
 
 def _fields(part: Any) -> dict[str, Any]:
-    # Not `asdict`, which copies everything once more: newcomers are waiting.
+    # `asdict` would copy all values once more, and clients are waiting.
     return {name: getattr(part, name) for name in part.__slots__}
 
 
 def read(data: bytes) -> StateDocument:
-    """Return what a document says. Raises StateError."""
+    """Return the document that these bytes hold. Raises StateError."""
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:

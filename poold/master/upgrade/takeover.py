@@ -1,8 +1,9 @@
-"""From the state document of the program before to the parts of this one. Every number is proved before it is relied on.
+"""Restores the parts of the master from the state document of the previous program.
 
-A descriptor is what the document says it is or it is not used; a listener whose socket is not there is opened anew; a pid that is
-no child of ours is a child whose exit status is lost. What stands in the document and what is true differ only if somebody has
-meddled with the process, and then the sessions that can be kept are kept.
+Each number of the document is checked before the number is used. A descriptor that is not what the
+document says is not used. A listener without its socket is opened anew. A pid that is no child of
+the master becomes a child with a lost exit status. Document and truth differ only if another
+process has interfered with the master. Then all sessions are kept that can be kept.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,9 @@ from poold.master.upgrade.state import StateDocument
 
 
 def adopt(owners: Sequence[Owner[Any]], state: StateDocument) -> None:
-    """Have every owner go on from its part of the document, one after the other. Raises ConfigError, OSError, LookupError."""
+    """Restore each owner from its part of the document.
+
+    Raises ConfigError, OSError, LookupError.
+    """
     for owner in owners:
         owner.restore(state)

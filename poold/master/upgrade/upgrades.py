@@ -1,14 +1,19 @@
-"""Upgrades in place: the code that is on disk now takes this master's place, in the same process.
+"""Upgrades: the master's process replaces its own program with the code that is on disk now.
 
-    begin ─▶ trial of the new code ─▶ its mold ready, a guard ready ─▶ quiet ─▶ exec ─▶ (poold.master.successor)
-                └──────────────────────────────────┴──▶ refused         └───┴──▶ undone: everything is as it was
+    request ─▶ trial of the new code ─▶ its mold ready, a guard ready ─▶ RESTING ─▶ exec
+                └───────────────────────────────┴──▶ refused               └─────────┴──▶ undone
 
-Everything that can fail is done before the exec, where nothing has changed yet: the new code has judged the settings and read the
-state document, and its own mold has imported the handler. Quiet is when no connection is on its way from hand to hand: nobody is
-accepted, every session is its worker's own, no worker is being born. Newcomers wait in the kernel's queue meanwhile.
+All that can fail is done before the exec, while nothing has changed. The trial of the new code
+judges the settings and reads the state document. The new code's mold imports the handler. After the
+exec `poold.master.successor` runs.
 
-One upgrade runs at a time. One that is asked for while a reload runs waits for its end. An upgrade ends, whatever is raised: an error of
-poold's own refuses or undoes it, and one that reaches nobody here is found by a deadline.
+The exec waits until no connection is being handed over. In the phase RESTING no client is accepted,
+and new clients wait in the kernel's queue. The exec follows when every session has its worker and
+no worker is being born.
+
+One upgrade runs at a time. A request during a reload waits for the end of the reload. Each upgrade
+ends: an error of poold's own refuses or undoes the upgrade. If a message is lost inside poold, a
+deadline does so.
 """
 
 import os
@@ -44,30 +49,30 @@ from poold.scoreboard import UPGRADES, Counters
 from poold.settings import file as settings
 from poold.words import UpgradeResult
 
-# How long newcomers are kept waiting for quiet before the upgrade is given up.
-QUIET_SECONDS = 2.0
-# How much later than its own deadline the word of a trial or a mold may come.
+# Seconds in RESTING, while clients wait, after which the upgrade is given up.
+RESTING_SECONDS = 2.0
+# Seconds that the master waits for a trial or a mold beyond their own deadline.
 GRACE_SECONDS = 10.0
 
-# Told how an upgrade ended: a document for who asked.
-Told = Callable[[dict[str, Any]], object]
+# Gets the answer to the request: a document that tells how the upgrade has ended.
+OnEnd = Callable[[dict[str, Any]], object]
 
 
 @dataclass(slots=True, eq=False)
 class Upgrade:
     """The upgrade that runs."""
 
-    told: Told
+    on_end: OnEnd
     verdict: dict[str, Any] = field(default_factory=dict)
-    # What the trial has found on disk, and what must be there still.
+    # The files that the trial has found on disk, and that must still be there at the exec.
     files: tuple[footprint.File, ...] = ()
     guard: Guard | None = None
-    # What has yet to be ready before there can be quiet.
+    # The parts that must be ready before RESTING.
     awaited: set[str] = field(default_factory=set)
-    # Newcomers have been kept waiting for quiet.
+    # Whether the upgrade has entered RESTING.
     rested: bool = False
     deadline: Deadline | None = None
-    # A SIGHUP that came meanwhile is for whoever is here afterwards.
+    # Whether a SIGHUP has come meanwhile. The program that runs afterwards handles the signal.
     reload: bool = False
 
 
@@ -94,7 +99,7 @@ class Upgrades:
         origin: Origin,
         owners: Sequence[Owner[Any]],
     ) -> None:
-        """`owners` are all whose parts make up the state document."""
+        """Take the neighbours. The parts of all `owners` together make up the state document."""
         self._life = life
         self._current = current
         self._loop = loop
@@ -112,39 +117,39 @@ class Upgrades:
         self._origin = origin
         self._owners = owners
         self._running: Upgrade | None = None
-        # Who has asked for one while a reload ran.
-        self._waiting: Told | None = None
+        # The callback of a request that waits for the end of a reload.
+        self._postponed: OnEnd | None = None
 
     @property
     def running(self) -> bool:
-        """Say whether one runs."""
+        """Return whether an upgrade runs."""
         return self._running is not None
 
-    def asked(self, told: Told) -> None:
+    def request(self, on_end: OnEnd) -> None:
         """Take a `poold upgrade`, or a SIGUSR2."""
         if self._life.ends:
             log.warning("upgrade_refused", reason="stopping")
-            told({"ok": False, "error": "poold is stopping"})
+            on_end({"ok": False, "error": "poold is stopping"})
         elif reason := self._why_not_now():
-            self._count(UpgradeResult.BUSY)
+            self._count_result(UpgradeResult.BUSY)
             log.warning("upgrade_refused", reason=f"busy: {reason}")
-            told({"ok": False, "error": f"busy: {reason}"})
+            on_end({"ok": False, "error": f"busy: {reason}"})
         elif self._reloads.running:
-            self._waiting = told
+            self._postponed = on_end
             log.info("upgrade_waits", reason="a reload is running")
         else:
-            self._begin(told)
+            self._begin(on_end)
 
     def _why_not_now(self) -> str:
         if self.running:
             return "another upgrade is running"
-        if self._waiting is not None:
+        if self._postponed is not None:
             return "another upgrade waits"
         return "poold is not ready yet" if self._life.phase is Phase.STARTING else ""
 
-    def applied(self, before: str) -> dict[str, Any]:
-        """Count and log that this program goes on where that version has stopped; return what whoever asked for it is told."""
-        self._count(UpgradeResult.APPLIED)
+    def report_applied(self, before: str) -> dict[str, Any]:
+        """Count and log that this program has replaced version `before`. Return the answer."""
+        self._count_result(UpgradeResult.APPLIED)
         sessions, generation = len(self._sessions.open), self._current.generation
         log.info("upgrade_applied", before=before, version=__version__, generation=generation, sessions=sessions)
         return {"ok": True, "from": before, "version": __version__, "generation": generation, "sessions": sessions}
@@ -154,17 +159,17 @@ class Upgrades:
         assert self._running is not None
         self._running.reload = True
 
-    def _count(self, result: UpgradeResult) -> None:
+    def _count_result(self, result: UpgradeResult) -> None:
         self._counters.cells[UPGRADES[result]] += 1
 
-    def _begin(self, told: Told) -> None:
-        upgrade = Upgrade(told)
-        self._await(upgrade, trials.TRIAL_SECONDS + GRACE_SECONDS, "the trial")
+    def _begin(self, on_end: OnEnd) -> None:
+        upgrade = Upgrade(on_end)
+        self._refuse_after(upgrade, trials.TRIAL_SECONDS + GRACE_SECONDS, "the trial")
         self._running = upgrade
-        self._step(upgrade, partial(self._try, upgrade))
+        self._run_step(upgrade, partial(self._start_trial, upgrade))
 
-    def _step(self, upgrade: Upgrade, step: Callback) -> None:
-        """Take a step of this upgrade, if it still runs; whatever is raised ends it."""
+    def _run_step(self, upgrade: Upgrade, step: Callback) -> None:
+        """Take a step of this upgrade if the upgrade still runs. Any exception ends the upgrade."""
         if upgrade is not self._running:
             return
         try:
@@ -177,44 +182,47 @@ class Upgrades:
             self._fail(upgrade, [OWN_FAULT])
             self._loop.note_error(error)
 
-    def _within(self, upgrade: Upgrade, seconds: float, ended: Callback) -> None:
+    def _set_deadline(self, upgrade: Upgrade, seconds: float, callback: Callback) -> None:
         if upgrade.deadline is not None:
             upgrade.deadline.cancel()
-        upgrade.deadline = self._loop.after(seconds, ended)
+        upgrade.deadline = self._loop.after(seconds, callback)
 
-    def _await(self, upgrade: Upgrade, seconds: float, what: str) -> None:
-        """Refuse this upgrade when its next word has not come by then: it is lost, because whoever owes it has a deadline too."""
+    def _refuse_after(self, upgrade: Upgrade, seconds: float, what: str) -> None:
+        """Refuse this upgrade if the next message is late: its sender has an earlier deadline."""
         overdue = [Problem("", f"{what} has not been heard of for {seconds:g} s")]
-        self._within(upgrade, seconds, lambda: self._fail(upgrade, overdue))
+        self._set_deadline(upgrade, seconds, lambda: self._fail(upgrade, overdue))
 
-    def _try(self, upgrade: Upgrade) -> None:
+    def _start_trial(self, upgrade: Upgrade) -> None:
         """Start the trial of the new code. Raises ConfigError, OSError."""
         log.info("upgrade_started", version=__version__)
         self._manager.reloading()
         path = self._origin.file
         text = settings.read_file(path) if path is not None else b""
         file = str(path) if path is not None else None
-        document = state.write(self._document({}))
+        document = state.write(self._make_document({}))
         fds: dict[str, int] = {}
         try:
             fds["text"] = memory_file("text", text)
             fds["state"] = memory_file("state", document)
             launcher = self._launcher
-            self._trials.begin(lambda result: launcher.trial(file, module=REHEARSAL, result=result, **fds), partial(self._judged, upgrade))
+            self._trials.begin(
+                lambda result: launcher.trial(file, module=REHEARSAL, result=result, **fds), partial(self._on_verdict, upgrade)
+            )
         except OSError as error:
             raise ConfigError([Problem("", f"the new program cannot be tried: {error.strerror}")]) from error
         finally:
             for fd in fds.values():
                 os.close(fd)
 
-    def _judged(self, upgrade: Upgrade, verdict: dict[str, Any], problems: list[Problem]) -> None:
+    def _on_verdict(self, upgrade: Upgrade, verdict: dict[str, Any], problems: list[Problem]) -> None:
         """Take the trial's verdict."""
-        self._step(upgrade, partial(self._prepare, upgrade, verdict, problems))
+        self._run_step(upgrade, partial(self._prepare, upgrade, verdict, problems))
 
     def _prepare(self, upgrade: Upgrade, verdict: dict[str, Any], problems: list[Problem]) -> None:
-        """Start the new code's mold, and the guard. The verdict is another version's, and may be anything. Raises ConfigError, OSError."""
+        """Start the new code's mold and the guard. Raises ConfigError, OSError."""
         if problems:
             raise ConfigError(problems)
+        # The verdict comes from another version and may hold anything.
         upgrade.verdict = verdict
         if "files" not in verdict:
             log.debug("upgrade_unchecked", what="whether a file changes before the end", reason="the trial's version lists none")
@@ -222,7 +230,7 @@ class Upgrades:
         for warning in verdict["warnings"]:
             log.warning("settings_warning", message=warning)
         recipe = Recipe(**verdict["mold"])
-        self._await(upgrade, recipe.seconds + GRACE_SECONDS, "the new mold or the guard")
+        self._refuse_after(upgrade, recipe.seconds + GRACE_SECONDS, "the new mold or the guard")
         upgrade.awaited = {"mold", "guard"}
         upgrade.guard = Guard(
             current=self._current,
@@ -230,78 +238,78 @@ class Upgrades:
             ladder=self._ladder,
             launcher=self._launcher,
             trials=self._trials,
-            ready=partial(self._prepared, upgrade, "guard"),
+            on_ready=partial(self._on_prepared, upgrade, "guard"),
         )
         try:
-            self._molds.prepare_foreign(recipe, self._current.generation + 1, partial(self._prepared, upgrade, "mold"))
+            self._molds.prepare_foreign(recipe, self._current.generation + 1, partial(self._on_prepared, upgrade, "mold"))
         except OSError as error:
             raise ConfigError([Problem("", f"the new program's mold cannot be started: {error.strerror}")]) from error
 
-    def _prepared(self, upgrade: Upgrade, what: str, reason: str | None) -> None:
-        """Take the news that the new mold or the guard is ready, or that it never will be or is no more."""
+    def _on_prepared(self, upgrade: Upgrade, part: str, reason: str | None) -> None:
+        """Take the news that the new mold or the guard is ready, or cannot be used (`reason`)."""
         if reason is not None:
-            problem = Problem("server.handler" if what == "mold" else "", reason)
-            self._step(upgrade, partial(self._fail, upgrade, [problem]))
+            problem = Problem("server.handler" if part == "mold" else "", reason)
+            self._run_step(upgrade, partial(self._fail, upgrade, [problem]))
             return
-        upgrade.awaited.discard(what)
+        upgrade.awaited.discard(part)
         if not upgrade.awaited:
-            self._step(upgrade, partial(self._rest, upgrade))
+            self._run_step(upgrade, partial(self._start_resting, upgrade))
 
-    def _rest(self, upgrade: Upgrade) -> None:
-        """Let nobody in until there is quiet. Raises ConfigError."""
-        # Before anybody waits for it.
-        self._look(upgrade)
-        self._within(upgrade, QUIET_SECONDS, partial(self._restless, upgrade))
+    def _start_resting(self, upgrade: Upgrade) -> None:
+        """Stop accepting clients until the exec. Raises ConfigError."""
+        # The check comes before any client has to wait.
+        self._check_files(upgrade)
+        self._set_deadline(upgrade, RESTING_SECONDS, partial(self._give_up_resting, upgrade))
         self._life.enter(Phase.RESTING)
         upgrade.rested = True
 
-    def _look(self, upgrade: Upgrade) -> None:
-        """Make sure that what was tried is what is on disk. Raises ConfigError."""
+    def _check_files(self, upgrade: Upgrade) -> None:
+        """Raise ConfigError if a file that was tried is not on disk any more."""
         path = footprint.changed(upgrade.files)
         if path is not None:
             raise ConfigError([Problem("", f"{path} has changed since it was tried; ask again when nothing is being installed")])
 
-    def _restless(self, upgrade: Upgrade) -> None:
+    def _give_up_resting(self, upgrade: Upgrade) -> None:
         waiting = len(self._sessions.open) - self._sessions.serving
-        self._fail(upgrade, [Problem("", f"{waiting} sessions are without a worker after {QUIET_SECONDS:g} s of waiting")])
+        self._fail(upgrade, [Problem("", f"{waiting} sessions are without a worker after {RESTING_SECONDS:g} s of waiting")])
 
     def advance(self) -> None:
-        """Go on as far as the facts allow; called in each turn. Once there is quiet the next program begins, and this does not return."""
+        """Go on if the facts allow. Called in each turn. Does not return if the exec succeeds."""
         if self._life.ends:
-            self._stop()
-        elif self._waiting is not None and not self._reloads.running:
-            told, self._waiting = self._waiting, None
-            self._begin(told)
-        elif self._running is not None and self._life.phase is Phase.RESTING and self._is_quiet():
-            self._step(self._running, partial(self._become, self._running))
+            self._refuse_all()
+        elif self._postponed is not None and not self._reloads.running:
+            on_end, self._postponed = self._postponed, None
+            self._begin(on_end)
+        elif self._running is not None and self._life.phase is Phase.RESTING and self._no_hand_over_open():
+            self._run_step(self._running, partial(self._execute, self._running))
 
-    def _is_quiet(self) -> bool:
-        """Say whether no connection is on its way from hand to hand."""
-        return self._pool.quiet() and len(self._sessions.open) == self._sessions.serving
+    def _no_hand_over_open(self) -> bool:
+        """Return whether every session has its worker and no worker is being born."""
+        return self._pool.nothing_pending() and len(self._sessions.open) == self._sessions.serving
 
-    def _document(self, verdict: Mapping[str, Any]) -> StateDocument:
+    def _make_document(self, verdict: Mapping[str, Any]) -> StateDocument:
         return state.collect(SettingsPart.of(self._current, verdict), self._owners)
 
-    def _become(self, upgrade: Upgrade) -> NoReturn:
-        """Be the next program. Raises ConfigError, OSError; whatever is raised, nothing has changed."""
+    def _execute(self, upgrade: Upgrade) -> NoReturn:
+        """Become the next program. Raises ConfigError, OSError, and nothing has changed then."""
         guard = upgrade.guard
         assert guard is not None
-        found = self._document(upgrade.verdict)
+        found = self._make_document(upgrade.verdict)
         document, fds = state.write(found), found.named_descriptors()
         watched = guard.watch()
-        self._look(upgrade)
+        self._check_files(upgrade)
         try:
             self._inbox.hold(*([signal.SIGHUP] if upgrade.reload else []))
             self._tracees.release_all()
-            with self._launcher.streams.bypass_logger():
-                program.replace(document, fds, self._origin.environ, guard=watched, log_format=self._current.config.log.format)
+            with self._launcher.streams.lent():
+                program.exec_successor(document, fds, self._origin.environ, guard=watched, log_format=self._current.config.log.format)
         except OSError as error:
             raise ConfigError([Problem("", f"the new program cannot be executed: {error.strerror}")]) from error
         finally:
             self._inbox.release()
 
     def _fail(self, upgrade: Upgrade, problems: list[Problem]) -> None:
-        """Give up what was made; everything is as it was. It is refused before there is quiet, and undone from then on."""
+        """Give up what was prepared. The upgrade is undone once in RESTING, and refused before."""
         if upgrade is not self._running:
             return
         reasons = [str(problem) for problem in problems]
@@ -313,29 +321,29 @@ class Upgrades:
         self._running = None
         if self._life.phase is Phase.RESTING:
             self._life.enter(Phase.RUNNING)
-        steps: list[Callback] = [partial(self._count, result), self._molds.discard]
+        steps: list[Callback] = [partial(self._count_result, result), self._molds.discard]
         if upgrade.deadline is not None:
             steps.append(upgrade.deadline.cancel)
         if upgrade.guard is not None:
             steps.append(upgrade.guard.dismiss)
-        steps += [partial(_say, result, reason) for reason in reasons]
-        steps.append(partial(upgrade.told, document))
+        steps += [partial(_log_failure, result, reason) for reason in reasons]
+        steps.append(partial(upgrade.on_end, document))
         if not self._life.ends:
             steps.append(self._manager.ready_again)
         if upgrade.reload:
             steps.append(partial(self._inbox.note, signal.SIGHUP))
         self._loop.call_each(steps)
 
-    def _stop(self) -> None:
-        """Refuse what runs or waits: the end has begun."""
-        told, self._waiting = self._waiting, None
-        if told is not None:
-            self._loop.call_guarded(partial(self.asked, told))
+    def _refuse_all(self) -> None:
+        """Refuse the upgrade that runs or waits, because the master has begun to end."""
+        on_end, self._postponed = self._postponed, None
+        if on_end is not None:
+            self._loop.guarded(partial(self.request, on_end))
         if self._running is not None:
             self._fail(self._running, [Problem("", "poold is stopping")])
 
 
-def _say(result: UpgradeResult, reason: str) -> None:
+def _log_failure(result: UpgradeResult, reason: str) -> None:
     if result is UpgradeResult.UNDONE:
         log.error("upgrade_undone", reason=reason)
     else:
