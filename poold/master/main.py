@@ -101,7 +101,7 @@ class Master:
     def close(self) -> None:
         """Close every socket, remove the master's socket files, and write the last log lines."""
         try:
-            self._loop.surely([self._parts.close, self._log_stopped, self._parts.loggers.close])
+            self._loop.call_each_with_retry([self._parts.close, self._log_stopped, self._parts.loggers.close])
         except InternalError:
             # Every step has been taken, and nothing is left to give up.
             self._exit_code = ExitCode.INTERNAL
@@ -196,7 +196,7 @@ class Master:
         else:
             parts.pool.advance()
         parts.listeners.gate(parts.door.is_open())
-        unsettled = parts.listeners.look()
+        unsettled = parts.listeners.empty_queues()
         # If a queue was just found empty, the drain may be over.
         self._loop.eager = unsettled or parts.drain.is_over() or parts.pool.wants_spares()
         self._loop.holdoff = parts.pool.holdoff()
@@ -228,7 +228,7 @@ class Master:
         """Show the result of the turn: title, status line, gauges, answers to the exporter."""
         parts = self._parts
         parts.views.show()
-        if parts.exporters.asked():
+        if parts.exporters.answer_due():
             parts.measure()
         parts.gauges.publish()
         parts.exporters.answer()

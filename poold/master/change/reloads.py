@@ -311,7 +311,7 @@ class Reloads:
         if reload.metrics is not None and reload.metrics is not self._exporters.listener:
             steps.append(reload.metrics.close)
         steps += [partial(self._report_refused, reload, lines), partial(self._finish, reload, document)]
-        self._loop.each(steps)
+        self._loop.call_each(steps)
 
     def _report_refused(self, reload: Reload, lines: list[str]) -> None:
         if not reload.dry:

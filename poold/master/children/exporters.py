@@ -267,8 +267,8 @@ class Exporters(Succession[Exporter]):
             exporter.crowded = True
             self._watch_listener()
             return
-        exporter.asked, exporter.answered = True, False
-        self._ladder.set_deadline(exporter.child, SILENCE, partial(self._due, exporter))
+        exporter.questioned, exporter.answered = True, False
+        self._ladder.set_deadline(exporter.child, SILENCE, partial(self._judge_silence, exporter))
         try:
             exporter.child.channel.send(QUESTION, socket.MSG_NOSIGNAL)
         except OSError:

@@ -28,12 +28,12 @@ class Ladder:
         self._table = table
 
     def set_deadline(self, child: Child, seconds: float, callback: Callback) -> None:
-        """Set the child's deadline; the one it had is forgotten."""
+        """Set the child's deadline in place of the one before."""
         self.clear_deadline(child)
         child.deadline = self._loop.after(seconds, callback)
 
     def clear_deadline(self, child: Child) -> None:
-        """Forget the child's deadline."""
+        """Cancel the child's deadline."""
         if child.deadline is not None:
             child.deadline.cancel()
             child.deadline = None
@@ -68,7 +68,7 @@ class Ladder:
         self._signal(child, signal.SIGTERM)
 
     def kill(self, child: Child) -> None:
-        """End a child that did not stop."""
+        """Send SIGKILL to a child."""
         self.clear_deadline(child)
         if child.state is State.KILLED:
             return

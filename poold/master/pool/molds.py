@@ -306,7 +306,7 @@ class Molds(Succession[Mold]):
         # A new mold is started now and not at the exit: a process that hangs in the kernel may die
         # late.
         self._stop_using(mold)
-        self._again("")
+        self._start_later("")
 
     def _stop_using(self, mold: Mold) -> None:
         """Send no more orders to this mold."""
@@ -338,7 +338,7 @@ class Molds(Succession[Mold]):
         elif self._used is None:
             self._start_later(reason)
 
-    def _tell(self, reason: str, *, first: bool) -> None:
+    def _log_failure(self, reason: str, *, first: bool) -> None:
         if first or reason != self._logged_reason:
             # Each reason is logged once, however many tries fail for the same reason.
             self._logged_reason = reason

@@ -56,7 +56,7 @@ class OriginPart(Part):
 
     def check(self) -> None:
         """Raise ValueError if `started_at` cannot be a time."""
-        within("a time", self.started_at, 0)
+        check_range("a time", self.started_at, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class SettingsPart(Part):
 
     def check(self) -> None:
         """Raise ValueError if `generation` cannot be a generation."""
-        within("a generation", self.generation, 1, (1 << 32) - 2)
+        check_range("a generation", self.generation, 1, (1 << 32) - 2)
 
     @classmethod
     def of(cls, current: Current, verdict: Mapping[str, Any]) -> "SettingsPart":

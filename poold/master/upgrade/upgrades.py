@@ -301,7 +301,7 @@ class Upgrades:
         try:
             self._inbox.hold(*([signal.SIGHUP] if upgrade.reload else []))
             self._tracees.release_all()
-            with self._launcher.streams.lent():
+            with self._launcher.streams.bypass_logger():
                 program.exec_successor(document, fds, self._origin.environ, guard=watched, log_format=self._current.config.log.format)
         except OSError as error:
             raise ConfigError([Problem("", f"the new program cannot be executed: {error.strerror}")]) from error
@@ -338,7 +338,7 @@ class Upgrades:
         """Refuse the upgrade that runs or waits, because the master has begun to end."""
         on_end, self._postponed = self._postponed, None
         if on_end is not None:
-            self._loop.guarded(partial(self.request, on_end))
+            self._loop.call_guarded(partial(self.request, on_end))
         if self._running is not None:
             self._fail(self._running, [Problem("", "poold is stopping")])
 
