@@ -189,10 +189,7 @@ class Log:
         return -1
 
     def use_timer(self, call_later: Callable[[float, Callable[[], object]], object]) -> None:
-        """Take the timer of this process's event loop: a function of seconds and a callback.
-
-        With a timer, the number of held-back lines is logged even if no further line comes.
-        """
+        """Take the event loop's timer: the number of held-back lines is then logged in time."""
         self._call_later = call_later
 
     def tell_held_back(self, *, all: bool = False) -> None:

@@ -228,7 +228,9 @@ ASKING = {
     "poold.master.engine.loop:Loop._take_signals",
     "poold.master.main:Master._on_signals",
     "poold.master.main:Master._on_term",
-    "poold.master.main:Master._begin_drain",
+    "poold.master.change.drain:Drain.begin",
+    "poold.master.phase:Life.drain",
+    "poold.master.phase:Life.enter",
 }
 
 
@@ -250,7 +252,7 @@ def test_every_step_of_a_stop(faulty: Faulty, slice_: int, tmp_path: Path) -> No
             assert client.rest() == other.rest() == b""
             assert daemon.wait() == 0
 
-    steps = faulty.steps(stop, first="poold.master.main:Master._begin_drain", last="poold.master.children.loggers:Loggers.close")
+    steps = faulty.steps(stop, first="poold.master.change.drain:Drain.begin", last="poold.master.children.loggers:Loggers.close")
     steps = [name for name in steps if name not in ASKING]
     assert len(steps) > 40
     for number, name in enumerate(steps):

@@ -55,6 +55,16 @@ def test_end_of_a_session(poold: Poold, trick: str) -> None:
     assert not daemon.events("worker_failed")
 
 
+def test_a_way_out_that_only_raises(poold: Poold) -> None:
+    """A handler that has replaced what ends its process by a function that raises does not keep the process for ever."""
+    daemon = poold(options=ATTACKER).start()
+    with daemon.connect() as client:
+        execute(client, "def stay(code): raise KeyError\nc._worker.exit_process = stay")
+        client.finish()
+    daemon.metric("poold_sessions_ended_total", 1, cause="signal")
+    assert daemon.event("session_ended")["status"] == -9
+
+
 def test_signal_handlers_that_raise_at_any_moment(poold: Poold) -> None:
     """A session whose signal handler raises ten thousand times a second ends all the same, and its process never does a mold's work."""
     daemon = poold(options=ATTACKER).start()

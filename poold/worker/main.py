@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from _signal import SIG_DFL  # type: ignore[import-not-found] # no stubs; `signal` makes enumerations of these
+from _signal import SIG_DFL, raise_signal  # type: ignore[import-not-found] # no stubs; `signal` makes enumerations of these
 from _signal import signal as set_disposition
 from gc import enable as collect_garbage
 from os import close
@@ -45,6 +45,8 @@ if TYPE_CHECKING:  # `typing` is not loaded: every worker would carry its memory
 # the interpreter takes the memory from its own pools.
 ASSIGNMENT_MAX = 448
 
+# The tries to exit before the process kills itself.
+EXIT_TRIES = 1000
 _SPARE_TITLE = format_title("spare")
 
 
@@ -70,15 +72,15 @@ def run_worker(worker: Worker, order: bytes, channel_fd: int, page_fd: int = -1)
 
 
 def _end_process(exit_process: Callable[[int], object], code: int) -> None:
-    """End this process. A signal handler of user code may raise at any moment, also in here."""
-    ended = False
-    while not ended:
+    """End this process, whatever user code raises: the mold's code must not go on in the clone."""
+    for _ in range(EXIT_TRIES):
         try:
             exit_process(code)
-            ended = True
+            return
         except BaseException:
-            # The exception must not leave this function: the mold's code would go on here.
             code = 70
+    # The handler has put a function in the place of `exit_process` that only raises.
+    raise_signal(9)  # SIGKILL
 
 
 def _send_or_exit(wire: Wire, message: bytes) -> None:
