@@ -115,7 +115,7 @@ def held(pid: int) -> set[int]:
 
 def open_flags(pid: int, fd: int) -> int:
     """Return the flags that a process's descriptor was opened with (proc(5), fdinfo)."""
-    lines = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines()
+    lines = Path(f"/proc/{pid}/fdinfo/{fd}").read_text(errors="replace").splitlines()
     return next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
 
 
@@ -139,7 +139,7 @@ def ticks(pid: int) -> int:
 
 def smaps_rollup(pid: int) -> str:
     """Return what a process's memory is made of (proc(5), smaps_rollup)."""
-    return Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return Path(f"/proc/{pid}/smaps_rollup").read_text(errors="replace")
 
 
 def kilobytes(text: str, *names: str) -> int:

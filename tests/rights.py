@@ -297,10 +297,10 @@ class Sockets:
         """Read those of the network that a process is in."""
         tcp, unix = {}, {}
         for name in ("tcp", "tcp6"):
-            for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
+            for line in Path(f"/proc/{pid}/net/{name}").read_text(errors="replace").splitlines()[1:]:
                 words = line.split()
                 tcp[int(words[9])] = words[3], int(words[1].rpartition(":")[2], 16)
-        for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]:
+        for line in Path(f"/proc/{pid}/net/unix").read_text(errors="replace").splitlines()[1:]:
             words = line.split(maxsplit=7)
             unix[int(words[6])] = int(words[4], 16), bool(int(words[3], 16) & 1 << 16), words[7] if len(words) > 7 else ""
         return cls(tcp, unix)
@@ -373,7 +373,9 @@ def _descriptors(view: View, pid: int) -> list[Held]:
                 sockets = Sockets.read(pid)
                 if os.readlink(f"/proc/{pid}/fd/{name}") != link:
                     continue
-            flags = next(line for line in Path(f"/proc/{pid}/fdinfo/{name}").read_text().splitlines() if line.startswith("flags:"))
+            flags = next(
+                line for line in Path(f"/proc/{pid}/fdinfo/{name}").read_text(errors="replace").splitlines() if line.startswith("flags:")
+            )
         except OSError:
             # It has been closed.
             continue
@@ -407,7 +409,7 @@ def _holder(view: View, pid: int, parent: int) -> Holder | None:
     if pid == view.master:
         return Holder.MASTER
     shown = title(pid)
-    if Path(f"/proc/{pid}/comm").read_text().strip() == LEFTOVER:
+    if Path(f"/proc/{pid}/comm").read_text(errors="replace").strip() == LEFTOVER:
         return None
     if parent != view.master or not shown.startswith("poold: ") or os.readlink(f"/proc/{pid}/exe") != view.program:
         return None

@@ -196,7 +196,7 @@ def no_descriptors(scene: Scene, random: Random) -> None:
 def out_of_memory(pid: int, more: int) -> Iterator[None]:
     """Let a process have so many bytes more of address space, and no more (getrlimit(2), RLIMIT_AS)."""
     before = resource.prlimit(pid, resource.RLIMIT_AS)
-    size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    size = int(Path(f"/proc/{pid}/statm").read_text(errors="replace").split()[0]) * resource.getpagesize()
     resource.prlimit(pid, resource.RLIMIT_AS, (size + more, before[1]))
     try:
         yield

@@ -193,7 +193,7 @@ class Scene:
             with contextlib.suppress(OSError, IndexError):
                 shown = title(pid).startswith(tuple(f"poold: {word}" for word in words))
                 # What a mold's import has forked has the mold's title.
-                if shown and alive(pid) and Path(f"/proc/{pid}/comm").read_text().strip() != LEFTOVER:
+                if shown and alive(pid) and Path(f"/proc/{pid}/comm").read_text(errors="replace").strip() != LEFTOVER:
                     found.append(pid)
         return sorted(found)
 

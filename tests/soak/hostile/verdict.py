@@ -184,8 +184,10 @@ class Verdict:
             with contextlib.suppress(OSError):
                 line = title(pid)
                 if not line.startswith(("poold: spare", "poold: mold", "poold: exporter", "poold: logger")):
-                    state, waits = (stat_fields(pid) or ["gone"])[0], Path(f"/proc/{pid}/wchan").read_text()
-                    found.append(f"{pid} {line[:80]!r} {Path(f'/proc/{pid}/comm').read_text().strip()!r} {state} in {waits}")
+                    state, waits = (stat_fields(pid) or ["gone"])[0], Path(f"/proc/{pid}/wchan").read_text(errors="replace")
+                    found.append(
+                        f"{pid} {line[:80]!r} {Path(f'/proc/{pid}/comm').read_text(errors='replace').strip()!r} {state} in {waits}"
+                    )
         return found
 
     def _more(self) -> list[str]:
