@@ -166,7 +166,7 @@ class Master:
         if self._parts.upgrades.running:
             self._parts.upgrades.reload_afterwards()
         else:
-            self._parts.control.renew()
+            self._loop.call_guarded(self._parts.control.renew)
             self._parts.reloads.request_by_signal()
 
     def _on_term(self) -> None:
@@ -235,7 +235,7 @@ class Master:
 
     def _reload(self, request: dict[str, Any], reply: Reply) -> None:
         parts = self._parts
-        parts.control.renew()
+        self._loop.call_guarded(parts.control.renew)
         dry, upgrading = bool(request.get("dry_run")), parts.upgrades.running
         parts.reloads.request(lambda document: reply(Answer(document)), dry=dry, upgrading=upgrading)
 

@@ -111,6 +111,6 @@ class Drain:
             if not self._life.closes:
                 self._life.enter(Phase.CLOSING)
             self._keepers[Kind.EXPORTER].stop()
-        if kinds <= {Kind.LOGGER}:
+        if kinds <= {Kind.LOGGER} and self._life.phase is not Phase.STOPPED:
             # The logger ends after the loop, and writes the last lines then.
             self._life.enter(Phase.STOPPED)

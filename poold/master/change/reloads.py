@@ -134,7 +134,7 @@ class Reloads:
             on_end({"ok": False, "error": "poold is stopping"})
         elif upgrading or self._running is not None:
             self._count_result(ReloadResult.BUSY)
-            on_end({"ok": False, "error": f"busy: {'an upgrade' if upgrading else 'another reload'} is running"})
+            on_end({"ok": False, "error": f"busy: {'another reload' if self._running is not None else 'an upgrade'} is running"})
         else:
             self._begin(on_end, dry=dry)
 
@@ -154,7 +154,8 @@ class Reloads:
 
     def _run_step(self, reload: Reload, step: Callback) -> None:
         """Take a step of this reload if the reload still runs. Any exception refuses the reload."""
-        if reload is not self._running:
+        if reload is not self._running or self._life.ends:
+            # `advance` refuses what still runs when the master ends.
             return
         try:
             step()

@@ -157,8 +157,10 @@ class Exporters(Succession[Exporter]):
             finally:
                 os.close(counters)
 
-        child = self._starter.start(Kind.EXPORTER, settings.generation, pair=_lifeline, launch=launch, read=self._read)
-        exporter = self._members[child] = Exporter(child)
+        exporter = self._starter.start(
+            Kind.EXPORTER, settings.generation, members=self._members, make=Exporter, pair=_lifeline, launch=launch, read=self._read
+        )
+        child = exporter.child
         self._ladder.set_deadline(child, STARTUP, partial(self._ladder.expel, child, Failure.TIMEOUT))
         log.info("exporter_started", pid=child.pid)
         return exporter
@@ -206,8 +208,8 @@ class Exporters(Succession[Exporter]):
     def hear_out(self, child: Child) -> None:
         """Read nothing: an exporter that has ended waits for no answer."""
 
-    def _read(self, child: Child) -> None:
-        exporter = self._members[child]
+    def _read(self, exporter: Exporter) -> None:
+        child = exporter.child
         if child.channel is None:
             return
         try:

@@ -59,8 +59,16 @@ class Loggers(Succession[Member]):
         def launch(lifeline: int) -> int:
             return self._launcher.logger(self._current, lifeline=lifeline, own=streams.own_reader, output=streams.output_reader)
 
-        child = self._starter.start(Kind.LOGGER, self._current.generation, pair=channel.make_pair, launch=launch, read=self._read)
-        logger = self._members[child] = Member(child)
+        logger = self._starter.start(
+            Kind.LOGGER,
+            self._current.generation,
+            members=self._members,
+            make=Member,
+            pair=channel.make_pair,
+            launch=launch,
+            read=lambda logger: self._read(logger.child),
+        )
+        child = logger.child
         self._format = self._current.config.log.format
         self._ladder.set_deadline(child, STARTUP, partial(self._ladder.expel, child, None))
         log.info("logger_started", pid=child.pid)

@@ -19,6 +19,7 @@ from poold.master.children.exits import Exit
 from poold.master.children.ladder import Ladder
 from poold.master.children.table import Child, ChildTable, failure_of
 from poold.master.children.tracees import Tracees, is_process
+from poold.master.clients.sessions import Session
 from poold.master.engine.loop import Loop
 from poold.master.engine.signals import Inbox
 from poold.scoreboard import CPU_SECONDS, FAILED, MEMORY_BYTES, REAPED, Counters
@@ -198,8 +199,13 @@ class Reaper:
 
     def _conclude(self, child: Child, exit: Exit) -> None:
         """Have the keeper settle a child's end, then count and log how the child ended."""
-        session = child.session
-        cause = self._keepers[child.kind].exited(child, exit)
+        session, cause = child.session, None
+        try:
+            cause = self._keepers[child.kind].exited(child, exit)
+        finally:
+            self._count_end(child, exit, session, cause)
+
+    def _count_end(self, child: Child, exit: Exit, session: Session | None, cause: Cause | None) -> None:
         failure = failure_of(child, status=exit.status, cause=cause)
         if exit.usage is not None:
             self._counters.observe(CPU_SECONDS, exit.usage.ru_utime + exit.usage.ru_stime)

@@ -23,47 +23,6 @@ from poold.words import Kind
 Prepared = Callable[[str | None], object]
 
 
-@dataclass(frozen=True, slots=True)
-class Starter:
-    """Starts children that have a channel to the master."""
-
-    loop: Loop
-    table: ChildTable
-    ladder: Ladder
-    counters: Counters
-
-    def start(
-        self,
-        kind: Kind,
-        generation: int,
-        *,
-        pair: Callable[[], tuple[Wire, Wire]],
-        launch: Callable[[int], int],
-        read: Callable[[Child], object],
-    ) -> Child:
-        """Start a child and return its row. Raises OSError, and then nothing is left.
-
-        `pair` makes the master's end of the channel and the child's. `launch` gets the descriptor
-        of the child's end, starts the process and returns the pid. `read` is called whenever the
-        channel is readable.
-        """
-        child = self.table.claim(kind, generation=generation, now=self.loop.clock())
-        try:
-            child.channel, theirs = pair()
-            try:
-                self.loop.watch(child.channel, lambda: read(child))
-                pid = launch(theirs.fileno())
-            finally:
-                theirs.close()
-        except BaseException:
-            self.ladder.close_channel(child)
-            self.table.remove(child)
-            raise
-        self.table.born(child, pid)
-        self.counters.cells[SPAWNED[kind]] += 1
-        return child
-
-
 @dataclass(slots=True, eq=False)
 class Member:
     """A child of one of these kinds. `prepared` is set as long as the child is a candidate."""
@@ -81,6 +40,51 @@ class Member:
 
 
 M = TypeVar("M", bound=Member)
+
+
+@dataclass(frozen=True, slots=True)
+class Starter:
+    """Starts children that have a channel to the master."""
+
+    loop: Loop
+    table: ChildTable
+    ladder: Ladder
+    counters: Counters
+
+    def start(
+        self,
+        kind: Kind,
+        generation: int,
+        *,
+        members: dict[Child, M],
+        make: Callable[[Child], M],
+        pair: Callable[[], tuple[Wire, Wire]],
+        launch: Callable[[int], int],
+        read: Callable[[M], object],
+    ) -> M:
+        """Start a child and return its member. Whatever is raised (OSError), nothing is left.
+
+        `make` makes the member, which is among `members` from then on. `pair` makes the master's
+        end of the channel and the child's. `launch` gets the descriptor of the child's end, starts
+        the process and returns the pid. `read` is called whenever the channel is readable.
+        """
+        child = self.table.claim(kind, generation=generation, now=self.loop.clock())
+        try:
+            member = members[child] = make(child)
+            child.channel, theirs = pair()
+            try:
+                self.loop.watch(child.channel, lambda: read(member))
+                pid = launch(theirs.fileno())
+            finally:
+                theirs.close()
+        except BaseException:
+            members.pop(child, None)
+            self.ladder.close_channel(child)
+            self.table.remove(child)
+            raise
+        self.table.born(child, pid)
+        self.counters.cells[SPAWNED[kind]] += 1
+        return member
 
 
 class Succession(ABC, Generic[M]):

@@ -213,7 +213,7 @@ class Loop:
 
     def resume(self, errors: int) -> None:
         """Begin counting errors at the number that the previous program has reached."""
-        self.errors = errors
+        self.errors += errors
 
     def close(self) -> None:
         """Close the selector."""

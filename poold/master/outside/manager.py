@@ -30,6 +30,7 @@ class Manager:
         """
         self._address = environ.pop("NOTIFY_SOCKET", "")
         interval, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
+        self._reloading = False
         self._loop = loop
         self._watchdog = 0.0
         if interval.isdigit() and (not pid or pid == str(os.getpid())):
@@ -70,14 +71,21 @@ class Manager:
 
         `ready_again` must follow (systemd.service(5), Type=notify-reload).
         """
+        self._reloading = True
         self._notify(RELOADING=1, MONOTONIC_USEC=int(self._loop.clock() * 1_000_000))
 
     def ready_again(self) -> None:
         """Say that the reload has ended, applied or not."""
+        self._reloading = False
         self._notify(READY=1)
 
     def stopping(self) -> None:
-        """Say that the end has begun, and ask for more time as long as the end lasts."""
+        """Say that the end has begun, and ask for more time as long as the end lasts.
+
+        The end also ends a reload, and the manager hears of both in this order.
+        """
+        if self._reloading:
+            self.ready_again()
         self._notify(STOPPING=1)
         self._extend()
 

@@ -104,13 +104,18 @@ class Molds(Succession[Mold]):
         def launch(child_end: int) -> int:
             return self._launcher.mold(recipe, channel=child_end, phase=self._phase, **more)
 
-        child = self._starter.start(
-            Kind.MOLD, generation, pair=channel.make_pair, launch=launch, read=lambda child: self._read_reports(self._members[child])
+        mold = self._starter.start(
+            Kind.MOLD,
+            generation,
+            members=self._members,
+            make=partial(Mold, seconds=recipe.seconds),
+            pair=channel.make_pair,
+            launch=launch,
+            read=self._read_reports,
         )
         self._counters.cells[MOLD_STARTS] += 1
-        mold = self._members[child] = Mold(child, seconds=recipe.seconds)
-        self._ladder.set_deadline(child, recipe.seconds, partial(self._on_import_timeout, mold))
-        log.info("mold_started", pid=child.pid, generation=child.generation)
+        self._ladder.set_deadline(mold.child, recipe.seconds, partial(self._on_import_timeout, mold))
+        log.info("mold_started", pid=mold.child.pid, generation=generation)
         return mold
 
     def prepare(self, settings: Current, prepared: Prepared) -> None:

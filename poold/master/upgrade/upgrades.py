@@ -170,7 +170,7 @@ class Upgrades:
 
     def _run_step(self, upgrade: Upgrade, step: Callback) -> None:
         """Take a step of this upgrade if the upgrade still runs. Any exception ends the upgrade."""
-        if upgrade is not self._running:
+        if upgrade is not self._running or self._life.ends:
             return
         try:
             step()
