@@ -22,31 +22,33 @@ Where each box of a concurrent server's flowchart lives:
     reap                     poold.master.children.reaper   Reaper.reap
 
 A directory is a process: `master`, `mold`, `worker`, `exporter`, `logger`. The modules beside these
-directories are of four kinds:
+directories are of five kinds:
 
     public                      connection, address, handlers
     shared by processes         channel, plain, lifeline, rpc, scoreboard with metrictable,
                                 childrows, from_json, pages, words, log, stream, errors
     the first acts of a child   arguments, sandbox, title
+    the service manager         systemd
     the command line            cli, report, probe
 
 `settings` judges poold.toml.
 
 A folder of `master` is a concern. Above all folders stand `parts`, which builds everything in one
-pass, and `main`, which turns the loop. Below them stand three modules that all folders use:
+pass, and `main`, which turns the loop. Below them stand modules that several folders use:
 `current` (the settings in force), `phase` (the phase of the master's life) and `memories` (the
-shared memories).
+shared memories). `descriptors` raises the limit of open files.
 
     engine    waits for descriptors, signals and moments, and knows nothing of poold
     clients   the connections, from the listening socket to the session's end
     children  each process that the master starts, of any kind
     pool      how a worker is made and gets its connection
     change    replaces the settings, tries new ones, and ends the daemon
-    upgrade   replaces the program, with the help of `successor`, `rehearsal` and `guard`
+    upgrade   replaces the program, with the help of `successor`, `rehearsal`, `drill` and `guard`
     document  the state that crosses an exec
     outside   other processes: control clients, the service manager, readers of the gauges
 
-A connection's way, one direction only, and the file of each step under `poold.master`:
+A connection's way, one direction only, and the file of each step, under `poold.master` (`channel`,
+`worker` and `mold`: under `poold`):
 
     clients/listeners: accept ─▶ clients/door: let in, or refuse ─▶ pool/handover: a spare, or wait
                          channel: the connection by SCM_RIGHTS ◀─┘

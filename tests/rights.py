@@ -102,7 +102,7 @@ DESCRIPTORS = (
     Right(Holder.MASTER, Thing.SELECTOR, 1, 1, "rw", ALWAYS, "its one place to wait"),
     Right(Holder.MASTER, Thing.PIPE, 0, MANY, "", "while a trial or a logger runs", "verdicts, and what others print"),
     Right(Holder.MASTER, Thing.PIDFD, 0, MANY, "", "while it ends a process", "a pid may be another's by then"),
-    Right(Holder.MASTER, Thing.COUNTERS, 1, 4, "", ALWAYS, "written by it alone; a read-only one for who asks"),
+    Right(Holder.MASTER, Thing.COUNTERS, 1, 4, "", ALWAYS, "written by it alone; a read-only one for clients of the control socket"),
     Right(Holder.MASTER, Thing.TABLE, 1, 4, "", ALWAYS, "as the counters"),
     Right(Holder.MASTER, Thing.ACTIVITY, 0, MANY, "", "of each worker", "it reads there what a session says"),
     Right(Holder.MASTER, Thing.PHASE, 0, 4, "", ALWAYS, "written by it alone; a read-only one for molds"),

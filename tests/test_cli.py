@@ -203,7 +203,7 @@ def test_text_log(poold: Poold) -> None:
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 70, 75, 127, 255])
-def test_exit_codes_of_handlers(poold: Poold, code: int) -> None:
+def test_exit_statuses_of_handlers(poold: Poold, code: int) -> None:
     """Any exit status of a handler but 0 ends its session as `exit`, by sys.exit or by _exit."""
     daemon = poold().start()
     for order in (f"exit {code}", f"sysexit {code}"):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from poold.master.children.reaper import exit_code
+from poold.master.children.reaper import exit_status
 from poold.master.children.tracees import RELEASES_MAX, Tracees, is_process
 from poold.master.engine.deadlines import Callback
 from tests.procfs import gone, state
@@ -205,7 +205,7 @@ def tracee(number: int) -> int:
 
 
 def status_of(pid: int) -> int:
-    """Wait for a process, and return its exit code."""
+    """Wait for a process, and return its exit status."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
@@ -256,14 +256,14 @@ def test_one_that_is_killed_while_it_is_held() -> None:
 
 
 def test_every_wait_status() -> None:
-    """Each of the wait statuses there are says an exit code or a signal, or that it is no exit at all."""
-    for status in range(0x10000):
-        code = exit_code(status)
-        if status & 0x7F == 0:
-            assert code == status >> 8
-        elif status & 0x7F == 0x7F:
-            assert code is None
+    """Each of the wait statuses there are says an exit status or a signal, or that it is no exit at all."""
+    for wait_status in range(0x10000):
+        status = exit_status(wait_status)
+        if wait_status & 0x7F == 0:
+            assert status == wait_status >> 8
+        elif wait_status & 0x7F == 0x7F:
+            assert status is None
         else:
             # The core-dump bit, 0x80, changes nothing.
-            assert code == -(status & 0x7F)
-    assert exit_code(0xFFFF) is None
+            assert status == -(wait_status & 0x7F)
+    assert exit_status(0xFFFF) is None

@@ -139,7 +139,7 @@ def test_descriptor_that_is_none(meddled: Callable[..., Daemon], what: str, inst
 def test_page_that_is_none(meddled: Callable[..., Daemon], tmp_path: Path, page: str, instead: str) -> None:
     """A shared memory that is something else in the new program costs no session; a drain comes to its end."""
     daemon = meddled("", options={"pool.min_spare": 1, "timeouts.drain": 1})
-    before = "        shared_activity, phase = inherited.activity, "
+    before = "        shared_activity, phase_page_fd = inherited.activity, "
     meddling = in_the_successor(instead.format(f"inherited.{page}"), indent="        ")
     mend(tmp_path / "installed" / "poold" / "master" / "memories.py", before, meddling + before)
     with daemon.connect() as client:

@@ -214,7 +214,7 @@ class Drill:
             # The signal keeps the loop from waiting.
             signal.raise_signal(signal.SIGURG)
             going_on = self._master.turn()
-            if self._master.exit_code is not ExitCode.OK:
+            if self._master.exit_status is not ExitCode.OK:
                 raise RuntimeError("it gives up")
             if not going_on:
                 return True
@@ -286,7 +286,7 @@ def _start_idle(end: int) -> int:
 def _end_processes(started: list[int]) -> None:
     """End the processes that the drill's master has not reaped.
 
-    Otherwise another master would get them as children.
+    Otherwise the running master, a subreaper, would get them as children.
     """
     for pid in started:
         with contextlib.suppress(ChildProcessError):

@@ -1,7 +1,7 @@
 """The guard of an upgrade: a process that kills the master if the new program hangs.
 
 The new program may hang before Python runs the first line, so only another process can notice. A
-timer of the program's own would end in a signal. Any process of the same user may send such a
+timer in the program itself would send a signal. Any process of the same user may send such a
 signal, and a stray one would end every session.
 
 The master starts the guard beside the new mold. The guard sends READY. The master sends WATCH, and

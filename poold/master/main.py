@@ -1,6 +1,6 @@
 """The master: starts the parts, turns the loop, and has each turn's events acted on.
 
-The master leaves to each part what that part can decide, and waits nowhere but in the loop.
+Each part decides what that part can decide. While serving, the master waits only in its loop.
 """
 
 import contextlib
@@ -73,7 +73,7 @@ class Master:
             launcher=launcher,
         )
         self._life = self._parts.life
-        self._exit_code = ExitCode.OK
+        self._exit_status = ExitCode.OK
 
     def run(self) -> ExitCode:
         """Serve, and return the exit status. Raises ConfigError if a socket cannot be opened."""
@@ -87,7 +87,7 @@ class Master:
                 pass
         finally:
             self.close()
-        return self._exit_code
+        return self._exit_status
 
     def turn(self) -> bool:
         """Wait for events and act on them. Return whether the master goes on."""
@@ -104,11 +104,11 @@ class Master:
             self._loop.call_each_with_retry([self._parts.close, self._log_stopped, self._parts.loggers.close])
         except InternalError:
             # Every step has been taken, and nothing is left to give up.
-            self._exit_code = ExitCode.INTERNAL
+            self._exit_status = ExitCode.INTERNAL
 
     def _log_stopped(self) -> None:
         if self._life.phase is Phase.STOPPED:
-            log.info("stopped", exit_status=int(self._exit_code))
+            log.info("stopped", exit_status=int(self._exit_status))
 
     @property
     def errors(self) -> int:
@@ -116,9 +116,9 @@ class Master:
         return self._loop.errors
 
     @property
-    def exit_code(self) -> ExitCode:
+    def exit_status(self) -> ExitCode:
         """The exit status, as far as known."""
-        return self._exit_code
+        return self._exit_status
 
     def _start(self) -> None:
         parts = self._parts
@@ -133,7 +133,7 @@ class Master:
         """Go on from the document of the previous program."""
         parts = self._parts
         sandbox.adopt_orphans()
-        takeover.adopt(parts.owners, before)
+        takeover.restore_all(parts.owners, before)
         self._loop.resume(parts.counters.cells[LOOP_ERRORS])
         parts.start()
         self._life.enter(Phase.RUNNING)
@@ -208,9 +208,9 @@ class Master:
         log.info("ready", seconds=time.monotonic() - self._parts.started_at)
         self._parts.views.show_ready()
 
-    def _fail(self, code: ExitCode) -> None:
+    def _fail(self, status: ExitCode) -> None:
         """End in order, with this exit status."""
-        self._exit_code = code
+        self._exit_status = status
         self._parts.drain.stop(Cause.KILLED)
 
     def _give_up(self, error: InternalError) -> None:
@@ -218,7 +218,7 @@ class Master:
         log.error("giving_up", error=str(error), traceback=trace(error))
         # The next master gets the listeners from the service manager's store.
         self._parts.store.leave()
-        if self._exit_code is ExitCode.INTERNAL:
+        if self._exit_status is ExitCode.INTERNAL:
             os._exit(ExitCode.INTERNAL)
         # An error on the way counts among the errors that have led here.
         with contextlib.suppress(InternalError):

@@ -28,15 +28,15 @@ class MemoriesPart(Part):
 class Memories:
     """The shared memories.
 
-    Workers map `phase` as long as they live, so the next program takes over the page. In
+    Workers map `phase_page` as long as they live, so the next program takes over the page. In
     `shared_activity` all workers of an old version write. That version had no activity page for
     each worker.
     """
 
     counters: Counters
     rows: ChildRows
-    phase: PhasePage
-    phase_fd: int
+    phase_page: PhasePage
+    phase_page_fd: int
     shared_activity: int
     # Read-only views. `phase_view` is for molds, and `views` (counters, rows) is for control
     # clients.
@@ -45,7 +45,7 @@ class Memories:
 
     def save(self) -> MemoriesPart:
         """Return the memories that living workers use."""
-        return MemoriesPart(activity=self.shared_activity, phase=self.phase_fd)
+        return MemoriesPart(activity=self.shared_activity, phase=self.phase_page_fd)
 
     def restore(self, part: MemoriesPart) -> None:
         """Do nothing: the memories are made from the part, before all other parts of the master."""
@@ -55,20 +55,20 @@ def share(inherited: MemoriesPart | None = None) -> Memories:
     """Make the shared memories that are not inherited. Raises OSError."""
     counters, rows = Counters(), ChildRows()
     if inherited is None:
-        shared_activity, phase = shared_memory("activity", SLOTS * PAGE_SIZE), shared_memory("phase", PAGE_SIZE)
+        shared_activity, phase_page_fd = shared_memory("activity", SLOTS * PAGE_SIZE), shared_memory("phase", PAGE_SIZE)
     else:
-        shared_activity, phase = inherited.activity, _check_phase_page(inherited.phase)
+        shared_activity, phase_page_fd = inherited.activity, _check_phase_page(inherited.phase)
     try:
-        keep_size(phase)
+        keep_size(phase_page_fd)
     except PermissionError:
         # The previous program has done so.
         pass
     views = [read_only(fd) for fd in (counters.fd, rows.fd)]
-    return Memories(counters, rows, PhasePage(phase), phase, shared_activity, read_only(phase), views)
+    return Memories(counters, rows, PhasePage(phase_page_fd), phase_page_fd, shared_activity, read_only(phase_page_fd), views)
 
 
 def _check_phase_page(fd: int) -> int:
-    """Return the phase page of the previous program, or a new one if that is no page.
+    """Return this descriptor if it is a phase page, or else a new page.
 
     The kernel ends a process that touches a mapped page beyond the end of the file.
     """

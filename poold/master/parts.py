@@ -1,7 +1,7 @@
-"""The parts of the master, each built with the parts that this one uses.
+"""The parts of the master, each built from parts that were built before.
 
-All parts are built in one pass. A part uses only parts that are built earlier, so no attribute of a
-part is set from outside. No part imports this module. The master owns the parts.
+All parts are built in one pass, so no attribute of a part is set from outside. No part
+imports this module. The master owns the parts.
 """
 
 import time
@@ -102,7 +102,7 @@ class Parts:
 
     def _build_children(self) -> None:
         """Build what all kinds of children need, and the sessions, which their table knows."""
-        self.failures = Failures(self.loop, self.memories.phase)
+        self.failures = Failures(self.loop, self.memories.phase_page)
         self.sessions = Sessions(self.counters, self.failures)
         self.table = ChildTable()
         self.ladder = Ladder(current=self.current, loop=self.loop, table=self.table)
@@ -135,7 +135,7 @@ class Parts:
             starter=self.starter,
             counters=counters,
             launcher=self.launcher,
-            phase=self.memories.phase_view,
+            phase_page_fd=self.memories.phase_view,
             shared_activity=self.memories.shared_activity,
         )
         self.orders = Orders(
@@ -234,7 +234,7 @@ class Parts:
             listeners=self.listeners,
             manager=self.manager,
             keepers=self.keepers,
-            page=self.memories.phase,
+            phase_page=self.memories.phase_page,
         )
         self.reloads = Reloads(
             life=self.life,

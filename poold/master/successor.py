@@ -58,7 +58,7 @@ def _read(fd: int) -> StateDocument:
 def close_others(found: StateDocument, guard: int | None) -> None:
     """Close every descriptor but the guard's and those that the document names.
 
-    No part of the new program would ever close any other descriptor.
+    Nothing in the new program knows of any other descriptor, so it would stay open.
     """
     known = found.named_descriptors() | {guard}
     for name in os.listdir("/proc/self/fd"):

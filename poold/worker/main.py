@@ -56,29 +56,29 @@ def run_worker(worker: Worker, order: bytes, channel_fd: int, page_fd: int = -1)
     `channel_fd` is the worker's end of the channel to the master. `page_fd` is the memory file of
     the activity page.
     """
-    code = 70
+    status = 70
     try:
         worker.page_fd = page_fd
-        code = worker.run(order, channel_fd)
+        status = worker.run(order, channel_fd)
     except SystemExit as leaving:
-        code = _exit_code(leaving)
+        status = _exit_status(leaving)
     except BaseException as error:
         # The mold's code must not go on in the clone. This is a fault of poold's own. The master
         # acts on the channel's end before READY or ACK, not on this exit status.
         set_disposition(SIGPIPE, do_nothing)
         log.error("worker_failed", error=type(error).__name__, traceback=trace(error))
     finally:
-        _end_process(worker.exit_process, code)
+        _end_process(worker.exit_process, status)
 
 
-def _end_process(exit_process: Callable[[int], object], code: int) -> None:
+def _end_process(exit_process: Callable[[int], object], status: int) -> None:
     """End this process, whatever user code raises: the mold's code must not go on in the clone."""
     for _ in range(EXIT_TRIES):
         try:
-            exit_process(code)
+            exit_process(status)
             return
         except BaseException:
-            code = 70
+            status = 70
     # The handler has put a function in the place of `exit_process` that only raises.
     raise_signal(9)  # SIGKILL
 
@@ -92,7 +92,7 @@ def _send_or_exit(wire: Wire, message: bytes) -> None:
         os._exit(0)
 
 
-def _exit_code(leaving: SystemExit) -> int:
+def _exit_status(leaving: SystemExit) -> int:
     """Return the exit status that sys.exit() has asked for, as the interpreter would return it.
 
     The kernel cuts a status to eight bits (exit(3)). A number other than 0 that would be cut to 0
@@ -194,9 +194,9 @@ class Worker:
             sessions_left -= 1
             if self.command is not None:
                 self._execute(connection, self.command)
-            code, outcome = self.serve(connection, sessions_left == 0)
+            status, outcome = self.serve(connection, sessions_left == 0)
             if sessions_left == 0:
-                return code
+                return status
             _send_or_exit(wire, pack_report(DONE, connection.id, outcome))
             show_title(_SPARE_TITLE)
         return 0
@@ -207,7 +207,7 @@ class Worker:
             self.handler = adapters.load(self.settings)
         except BaseException as error:  # user code may raise anything
             log.error("handler_import_failed", reason=f"{type(error).__name__}: {error}", traceback=trace(error))
-            os._exit(_exit_code(error) if isinstance(error, SystemExit) else 1)
+            os._exit(_exit_status(error) if isinstance(error, SystemExit) else 1)
         flush()
         set_disposition(SIGPIPE, self.spare_sigpipe)
         # The import may have set a wakeup descriptor, whose other end another process may read. The
@@ -279,8 +279,8 @@ class Worker:
                 self._note_client_gone()
                 return 1, CLIENT_GONE
             if isinstance(error, SystemExit):
-                code = _exit_code(error)
-                return code, EXIT if code else OK
+                status = _exit_status(error)
+                return status, EXIT if status else OK
             if not self.phase.hushed():
                 self._log_failure(connection, error)
             return 1, EXIT

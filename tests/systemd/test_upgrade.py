@@ -78,7 +78,7 @@ def test_a_new_program_that_dies(unit: Take) -> None:
     master = pool.master
     eventually(lambda: int(pool.show("NFileDescriptorStore")) >= 1, "the listener is stored")
     takeover = code / "master" / "upgrade" / "takeover.py"
-    takeover.write_text(takeover.read_text() + "\n\n" + in_the_successor("def adopt(*_, **__): os._exit(3)", indent=""))
+    takeover.write_text(takeover.read_text() + "\n\n" + in_the_successor("def restore_all(*_, **__): os._exit(3)", indent=""))
     with pool.connect() as session:
         session.ask("pid")
         assert pool.machine.try_("poold", "upgrade", "--socket", f"{pool.folder}/control.sock").returncode != 0

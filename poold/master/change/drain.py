@@ -44,7 +44,7 @@ class Drain:
         listeners: Listeners,
         manager: Manager,
         keepers: Mapping[Kind, Keeper],
-        page: PhasePage,
+        phase_page: PhasePage,
     ) -> None:
         self._life = life
         self._current = current
@@ -55,7 +55,7 @@ class Drain:
         self._listeners = listeners
         self._manager = manager
         self._keepers = keepers
-        self._page = page
+        self._phase_page = phase_page
         self._deadline: Deadline | None = None
 
     def begin(self) -> None:
@@ -66,7 +66,7 @@ class Drain:
         # The deadline is set first, so that the drain ends even if one of the next steps fails.
         self._deadline = self._loop.at(until, self._on_deadline)
         self._counters.cells[DRAINING] = 1
-        self._loop.call_each_with_retry([self._manager.stopping, self._page.drain, partial(self._listeners.drain, seconds=seconds)])
+        self._loop.call_each_with_retry([self._manager.stopping, self._phase_page.drain, partial(self._listeners.drain, seconds=seconds)])
         log.info("draining", sessions=len(self._sessions.open), seconds=seconds)
 
     def is_over(self) -> bool:
@@ -101,7 +101,7 @@ class Drain:
     def advance(self) -> None:
         """End one kind of children after the other. Called in each turn of the stop.
 
-        The exporter answers until all workers and molds have ended.
+        The exporter answers until all workers, molds and trials have ended.
         """
         kinds = {child.kind for child in self._table}
         if Kind.WORKER in kinds:

@@ -171,7 +171,7 @@ class Reloads:
     def _refuse_after(self, reload: Reload, seconds: float, what: str) -> None:
         """Refuse this reload if the next message is not there in time.
 
-        The message is then lost, because its sender has an earlier deadline.
+        The sender's own deadline is earlier, so a message that is still missing is lost.
         """
         if reload.deadline is not None:
             reload.deadline.cancel()

@@ -33,7 +33,7 @@ OnVerdict = Callable[[dict[str, Any], list[Problem]], object]
 
 
 class Trials:
-    """The trials that run: one, and perhaps an older one without a use for its verdict."""
+    """The running trials: one, and perhaps an older trial whose verdict is no longer wanted."""
 
     def __init__(self, *, current: Current, loop: Loop, table: ChildTable, ladder: Ladder, counters: Counters) -> None:
         self._current = current

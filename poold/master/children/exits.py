@@ -8,7 +8,7 @@ from resource import struct_rusage
 class Exit:
     """How a process ended, and the resources that the process used.
 
-    `status` is the exit code. A negative status is a signal, None is unknown.
+    `status` is the exit status. A negative status is a signal, None is unknown.
     """
 
     pid: int

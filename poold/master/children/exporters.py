@@ -281,7 +281,7 @@ class Exporters(Succession[Exporter]):
     def _judge_silence(self, exporter: Exporter) -> None:
         """End an exporter that has not answered, and start another one later.
 
-        As with a mold, the silence and not the exit is the reason for another one.
+        The new start follows from the silence. The later exit starts nothing more.
         """
         exporter.questioned = exporter.crowded = False
         if exporter.answered:
@@ -295,7 +295,7 @@ class Exporters(Succession[Exporter]):
         self._start_later("")
 
     def answer_due(self) -> bool:
-        """Say whether an exporter waits for an answer, which the next publishing allows."""
+        """Say whether an exporter waits for an answer. The answer follows the next publishing."""
         return bool(self._questions)
 
     def answer(self) -> None:

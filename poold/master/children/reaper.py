@@ -30,12 +30,13 @@ REAPS_MAX = 256
 EXITS = (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED)
 
 
-def exit_code(status: int) -> int | None:
-    """Return the exit code in a wait status. A negative code is a signal.
+def exit_status(wait_status: int) -> int | None:
+    """Return the exit status in a wait status. A negative exit status is a signal.
 
-    Return None for a status that tells of a stop, or that a stopped process goes on (wait(2)).
+    Return None for a wait status that tells of a stop, or that a stopped process goes on (wait(2)).
     """
-    return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) or os.WIFSIGNALED(status) else None
+    ended = os.WIFEXITED(wait_status) or os.WIFSIGNALED(wait_status)
+    return os.waitstatus_to_exitcode(wait_status) if ended else None
 
 
 class Keeper(Protocol):
@@ -63,13 +64,13 @@ class Unborn(Protocol):
     `poold.master.pool.workers.Workers` implements this protocol.
     """
 
-    def find(self) -> None:
+    def read_unborn(self) -> None:
         """Read the pids that such children have sent."""
 
-    def unclaimed(self, exit: Exit) -> None:
+    def keep_exit(self, exit: Exit) -> None:
         """Keep an exit that belongs to no row, because the exit may be that of such a child."""
 
-    def match(self) -> Iterable[tuple[Child, Exit]]:
+    def match_exits(self) -> Iterable[tuple[Child, Exit]]:
         """Return the children whose exits were kept."""
 
 
@@ -133,23 +134,23 @@ class Reaper:
     def _take_exit(self, pid: int) -> None:
         child = self._table.by_pid(pid)
         if child is None:
-            self._unborn.find()
+            self._unborn.read_unborn()
             child = self._table.by_pid(pid)
         if child is not None:
             self._hear_out(child)
             self._ladder.sweep(child)
         stranger = child is None and is_process(pid)
         self.tracees.forget(pid)
-        taken, status, usage = os.wait4(pid, os.WNOHANG)
-        code = exit_code(status)
-        if not taken or code is None:
+        taken, wait_status, usage = os.wait4(pid, os.WNOHANG)
+        status = exit_status(wait_status)
+        if not taken or status is None:
             # An exit that was seen cannot become anything else. If that happened, the next turn
             # would look at the child again.
             return
         if child is not None:
-            self._settle(child, Exit(pid, code, usage))
+            self._settle(child, Exit(pid, status, usage))
         elif stranger:
-            self._unborn.unclaimed(Exit(pid, code, usage))
+            self._unborn.keep_exit(Exit(pid, status, usage))
 
     def _hear_out(self, child: Child) -> None:
         child.exiting = True
@@ -157,7 +158,7 @@ class Reaper:
 
     def match(self) -> None:
         """Settle the children whose exits came before their pids were known."""
-        for child, exit in self._unborn.match():
+        for child, exit in self._unborn.match_exits():
             self._settle(child, exit)
 
     def reconcile(self) -> None:

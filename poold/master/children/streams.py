@@ -115,7 +115,10 @@ def _pipe() -> tuple[int, int]:
 
 
 def reopen(fd: int) -> int:
-    """Return a new open file of what this descriptor is, for writing only. Raises OSError."""
+    """Open the file, pipe or terminal behind this descriptor again, for writing only.
+
+    Return the new descriptor. Raises OSError.
+    """
     name = f"/proc/self/fd/{fd}"
     flags = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     # Opening a pipe for writing fails while the pipe has no reader (fifo(7)). The master is that

@@ -25,7 +25,7 @@ Prepared = Callable[[str | None], object]
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """A child of one of these kinds. `prepared` is set as long as the child is a candidate."""
+    """A child that a `Succession` keeps. `prepared` is set as long as the child is a candidate."""
 
     child: Child
     prepared: Prepared | None = None

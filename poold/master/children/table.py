@@ -282,9 +282,9 @@ class ChildTable:
 
 
 def cause_of(session: Session, *, status: int | None, client_gone: bool) -> Cause:
-    """Return why a session ended whose worker ended with this exit code.
+    """Return why a session ended whose worker ended with this exit status.
 
-    A negative code is a signal, None is unknown.
+    A negative exit status is a signal, None is unknown.
     """
     if session.cause is not None:
         return session.cause
@@ -299,7 +299,7 @@ def cause_of(session: Session, *, status: int | None, client_gone: bool) -> Caus
 
 
 def failure_of(child: Child, *, status: int | None, cause: Cause | None) -> Failure | None:
-    """Return how a child with this exit code has failed, or None for no failure.
+    """Return how a child with this exit status has failed, or None for no failure.
 
     `cause` is the cause of the end of its last session.
     """

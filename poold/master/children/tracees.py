@@ -2,8 +2,8 @@
 
 Any process may ask that its parent trace the process (ptrace(2), PTRACE_TRACEME). What a session
 has left behind may ask too, because the master becomes its parent. From then on each signal stops
-the process, and each stop comes out of the wait for exits, asked for or not. A stop that is not
-taken comes first each time, and hides every exit behind that stop (wait(2)).
+the process. The wait for exits returns each stop, even without WSTOPPED. A stop that is not taken
+comes first each time, and hides every exit behind that stop (wait(2)).
 
 The master takes the stop, and the kernel does not report the stop again. A moment later the process
 goes on with its signal and without a tracer. The process may ask again. For this reason the master

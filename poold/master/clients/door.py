@@ -15,10 +15,11 @@ from poold.scoreboard import REFUSED, Counters
 from poold.words import Refusal
 
 
-class Workers(Protocol):
-    """The pool as the door sees the pool.
+class PoolView(Protocol):
+    """What the door needs of the pool.
 
-    `poold.master.pool.pool.Pool` implements this protocol, and stands in a folder above this one.
+    `poold.master.pool.pool.Pool` implements this protocol, because this folder must not import
+    `pool`.
     """
 
     def accepts(self) -> bool:
@@ -40,7 +41,7 @@ class Workers(Protocol):
 class Door:
     """Decides whether the master accepts, and what becomes of each accepted connection."""
 
-    def __init__(self, *, life: Life, current: Current, pool: Workers, linger: Linger, counters: Counters) -> None:
+    def __init__(self, *, life: Life, current: Current, pool: PoolView, linger: Linger, counters: Counters) -> None:
         self._life = life
         self._current = current
         self._pool = pool

@@ -18,15 +18,15 @@ REASONS_MAX = 50
 class Failures:
     """Counts sessions that end as `exit`, and sets the flag on the phase page that workers read."""
 
-    def __init__(self, loop: Loop, phase: PhasePage) -> None:
+    def __init__(self, loop: Loop, phase_page: PhasePage) -> None:
         self._loop = loop
-        self._phase = phase
+        self._phase_page = phase_page
         self._window_start = 0.0
         self._reasons = 0
         self._suppressed = 0
         self._hushed = False
         # The previous program may have set the flag before an upgrade.
-        phase.hush(False)
+        phase_page.hush(False)
 
     def ended(self, cause: Cause) -> None:
         """Note the end of a session."""
@@ -41,13 +41,13 @@ class Failures:
         self._reasons += 1
         if self._reasons >= REASONS_MAX:
             self._hushed = True
-            self._phase.hush(True)
+            self._phase_page.hush(True)
             self._loop.at(self._window_start + WINDOW, self.settle)
 
     def settle(self) -> None:
         """Let workers log reasons again, and log how many reasons were left out."""
         self._hushed, self._reasons = False, 0
-        self._phase.hush(False)
+        self._phase_page.hush(False)
         suppressed, self._suppressed = self._suppressed, 0
         if suppressed:
             log.error("handler_failed", suppressed=suppressed)

@@ -132,9 +132,9 @@ def remove(path: str, file: File) -> None:
 
     The caller calls this while the socket is open. After the close, another poold may take the file
     for a stale one and put a file of its own there, which must stay. A user may still replace the
-    file between the look and the unlink. That user may then remove files from the folder anyway. A
-    file that cannot be removed is logged as a warning and not raised, so that the caller goes on
-    closing.
+    file between the look and the unlink. A user who can do so may remove files from that folder
+    anyway. A file that cannot be removed is logged as a warning and not raised, so that the caller
+    goes on closing.
     """
     folder, name = os.path.split(path)
     try:
@@ -184,8 +184,9 @@ def _file_lost() -> OSError:
 def _is_newborn(fd: int, listening: socket.socket) -> bool:
     """Say whether a descriptor is of the file that this socket's bind has just made.
 
-    The kernel may not tell the file's number. The file must then be a socket of this user's, with a
-    mode of 0 and one name. Only another poold at the same moment makes another file like that.
+    The kernel may not tell the file's number. The file must then be a socket of this user's, with
+    mode 0 and a link count of 1. Only another poold at the same moment makes another file like
+    that.
     """
     status = os.fstat(fd)
     if not stat.S_ISSOCK(status.st_mode) or stat.S_IMODE(status.st_mode):

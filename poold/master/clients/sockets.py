@@ -1,4 +1,4 @@
-"""Opens listening sockets and checks passed ones. The decisions are made elsewhere.
+"""Opens listening sockets and checks passed ones. The callers decide which sockets to open.
 
 Every listening socket is non-blocking, because a client may leave between the readiness and the
 accept (accept(2)). `poold.master.clients.socketfile` handles the files of unix sockets.
@@ -219,7 +219,7 @@ def not_passed(address: Address, passed: Mapping[str, list[socket.socket]]) -> s
     return f"no socket named {address.name!r} was passed (passed: {known}); name it with FileDescriptorName= in the .socket unit"
 
 
-def adopt(name: str, fd: int) -> socket.socket:
+def check_passed(name: str, fd: int) -> socket.socket:
     """Check a passed descriptor and return the listening socket.
 
     Raises ConfigError with the descriptor's number and name (sd_is_socket(3)).
@@ -269,7 +269,7 @@ def restore_socket(name: str, part: SocketPart, passed: Mapping[str, list[socket
     if part.lent:
         listening = next(each for several in passed.values() for each in several if each.fileno() == part.fd)
     else:
-        listening = adopt(name, part.fd)
+        listening = check_passed(name, part.fd)
     listening.setblocking(False)
     return Opened(listening, part.path, file, part.lent)
 

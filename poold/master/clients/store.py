@@ -30,8 +30,8 @@ def store_name(listener: Listener, file: tuple[int, int] | None) -> str:
     """Return the name of a listener in the store.
 
     The name depends only on what cannot be changed on an open socket. A name is at most 255
-    characters of printable ASCII without colons (sd_notify(3)). crc32 and not hashlib, which would
-    cost the master memory.
+    characters of printable ASCII without colons (sd_notify(3)). crc32 is used, because hashlib
+    would cost the master memory.
     """
     address = str(listener.address)
     check = crc32(repr((address, listener.interface, listener.freebind, file)).encode())
@@ -77,11 +77,11 @@ class Store:
 
     def _sort(self, given: Iterable[tuple[str, int]]) -> None:
         for name, fd in given:
-            adopted = sockets.adopt(name, fd)
+            listening = sockets.check_passed(name, fd)
             if name.startswith(PREFIX):
-                self._found[name] = adopted
+                self._found[name] = listening
             else:
-                self.passed.setdefault(name, []).append(adopted)
+                self.passed.setdefault(name, []).append(listening)
 
     def save(self) -> StorePart:
         """Return what the next program must know about the passed sockets."""

@@ -1,12 +1,12 @@
-"""The event loop: the only place where the master waits. The loop has no periodic tick.
+"""The event loop. While serving, the master waits only here. The loop has no periodic tick.
 
 The loop sleeps until a descriptor is ready, a signal comes or the next deadline falls due. One
 turn:
 
-1. Sleep for `holdoff` seconds, if the pool has set any.
+1. Sleep for `holdoff` seconds, if the caller has set any.
 2. Wait with epoll.
-3. Act on signals. After signals, poll again, because they may have changed what a ready
-   descriptor means.
+3. Act on signals. After signals, poll again, because acting on signals may have changed what a
+   ready descriptor means.
 4. Call the callbacks of the ready descriptors.
 5. Call the callbacks of the deadlines that are due.
 
@@ -38,7 +38,7 @@ ERRORS_WINDOW = 10.0
 TURN_AFTER_ERROR = 1.0
 
 
-class File(Protocol):
+class HasFileno(Protocol):
     """An object with a descriptor."""
 
     def fileno(self) -> int:
@@ -63,12 +63,12 @@ class Loop:
         self.clock = time.monotonic
         self.woken_at = self.clock()
         self.eager = False
-        # The seconds that each turn sleeps before the wait. The pool sets this while other
+        # The seconds that each turn sleeps before the wait. The caller sets this while other
         # processes need the CPU more, and one turn then acts on several events.
         self.holdoff = 0.0
         self.errors = 0
 
-    def watch(self, file: File, callback: Callback, *, writable: bool = False) -> None:
+    def watch(self, file: HasFileno, callback: Callback, *, writable: bool = False) -> None:
         """Call `callback` whenever the descriptor is readable or at its end. Raises OSError.
 
         With `writable`, call `callback` whenever the descriptor is writable (epoll_ctl(2)).
@@ -77,7 +77,7 @@ class Loop:
         self._epoll.register(fd, select.EPOLLOUT if writable else select.EPOLLIN)
         self._callbacks[fd] = callback
 
-    def forget(self, file: File) -> None:
+    def forget(self, file: HasFileno) -> None:
         """Stop watching the descriptor. A descriptor that is not watched changes nothing.
 
         The caller calls this before closing the descriptor, because epoll may go on reporting a
@@ -120,7 +120,7 @@ class Loop:
             log.warning("stalled", seconds=late)
         if (self._inbox_fd, select.EPOLLIN) in ready:
             self.call_guarded(self._take_signals)
-            # The signals may have changed what a ready descriptor means.
+            # Acting on signals may have changed what a ready descriptor means.
             ready = self._epoll.poll(0, EVENTS_MAX)
         self._call_ready(ready)
         if self._deadlines.any_due(self.woken_at):

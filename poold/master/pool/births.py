@@ -43,8 +43,9 @@ class Births:
     def note_failure(self, now: float, *, number: int, why: str, clone: bool = True) -> bool:
         """Slow down after a failed birth. Return whether this is the first failure since a success.
 
-        `number` is an errno, or 0 if a worker has died. `clone` says that the clone failed, or
-        lacked something. Only the first failure since a success is logged.
+        `number` is an errno, or 0 if a worker has died. `clone` says that the clone failed or that
+        a descriptor was missing, and not that the mold was out of reach. Only the first failure
+        since a success is logged.
         """
         name = errno.errorcode.get(number, str(number)) if number else None
         if name is not None and clone:

@@ -57,10 +57,10 @@ class Molds(Succession[Mold]):
         starter: Starter,
         counters: Counters,
         launcher: Launcher,
-        phase: int,
+        phase_page_fd: int,
         shared_activity: int,
     ) -> None:
-        """Take `phase`, a descriptor of the phase page for molds.
+        """Take `phase_page_fd`, a descriptor of the phase page for molds.
 
         `shared_activity` is the memory file that a mold of an older version asks for.
         """
@@ -71,7 +71,7 @@ class Molds(Succession[Mold]):
         self._starter = starter
         self._counters = counters
         self._launcher = launcher
-        self._phase = phase
+        self._phase_page_fd = phase_page_fd
         self._shared_activity = shared_activity
         self._substitute: Mold | None = None
         self._substitute_throttle = Throttle(shortest=SUBSTITUTE_DELAY_MIN, longest=SUBSTITUTE_DELAY_MAX)
@@ -102,7 +102,7 @@ class Molds(Succession[Mold]):
 
     def _launch(self, recipe: Recipe, generation: int, **more: int) -> Mold:
         def launch(child_end: int) -> int:
-            return self._launcher.mold(recipe, channel=child_end, phase=self._phase, **more)
+            return self._launcher.mold(recipe, channel=child_end, phase=self._phase_page_fd, **more)
 
         mold = self._starter.start(
             Kind.MOLD,
@@ -160,7 +160,10 @@ class Molds(Succession[Mold]):
             self._ladder.retire(child)
 
     def adopt(self) -> None:
-        """Use the prepared mold. Others work off their orders and leave. Again changes nothing."""
+        """Use the prepared mold. Others work off their orders and leave.
+
+        Calling this again changes nothing.
+        """
         if self._candidate is not None:
             self._candidate.prepared = None
             self._used, self._candidate = self._candidate, None
@@ -229,7 +232,8 @@ class Molds(Succession[Mold]):
         return all(self._read_report(mold) for _ in range(channel.MESSAGES_PER_TURN))
 
     def _read_report(self, mold: Mold) -> bool:
-        """Act on the next report. Return whether to try once more. epoll reports any rest again."""
+        """Act on the next report. Return whether to try once more."""
+        # epoll reports again what is left unread.
         if mold.child.channel is None:
             return False
         try:

@@ -110,7 +110,10 @@ class Orders:
         return settings.timeouts.startup + (0.0 if settings.pool.preload else settings.timeouts.import_)
 
     def _on_answer(self, child: Child, answer: tuple[int, int] | None) -> None:
-        """Take the mold's answer, a pid and an errno. None: the mold ended without an answer."""
+        """Take the mold's answer, a pid and an errno.
+
+        `answer` is None if the mold ended without an answer.
+        """
         if answer is None:
             self._hearing.on_mold_ended(child)
             return

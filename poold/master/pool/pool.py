@@ -34,9 +34,9 @@ CROWD_MAX = 32
 def holdoff(waiting: int, coming: int) -> float:
     """Return for how many seconds the master sleeps before the next turn.
 
-    So many sessions are `waiting`, and so many workers are `coming`. In a crowd the mold and the
-    workers need the processor. A master that acts on each report at once takes the processor from
-    them each time. After a pause one turn acts on many reports together.
+    `waiting` sessions have no worker yet, and `coming` workers are being born. In a crowd the mold
+    and the workers need the processor. A master that acts on each report at once takes the
+    processor from them each time. After a pause one turn acts on many reports together.
     """
     crowd = min(waiting, coming) - CROWD_MIN
     return HOLDOFF_EACH * min(crowd, CROWD_MAX) if crowd > 0 else 0.0
@@ -125,9 +125,8 @@ class Pool:
     def barren_from(self) -> float:
         """Return since when no worker can be born for a client, by the loop's clock.
 
-        The time may lie ahead. 0.0: there is a spare, or a worker can be born. Failed births are
-        tried again as long as a worker is needed. While no worker is needed, nothing is known
-        against the next birth.
+        The time may be in the future. 0.0 means that a worker is there or can be born. Failures
+        count only while a worker is needed.
         """
         if self._handover.spares or self._life.stops:
             return 0.0

@@ -76,11 +76,11 @@ class Workers:
         elif child.channel is not None:
             self._hearing.listen(child)
 
-    def find(self) -> None:
+    def read_unborn(self) -> None:
         """Read the reports of workers without a known pid. An ended process may be one of them."""
         self._hearing.read_unborn()
 
-    def unclaimed(self, exit: Exit) -> None:
+    def keep_exit(self, exit: Exit) -> None:
         """Keep an exit that belongs to no row.
 
         The exit is kept until its worker's order is known, or until no order is open that the exit
@@ -88,7 +88,7 @@ class Workers:
         """
         self._births.keep_exit(exit)
 
-    def match(self) -> Iterable[tuple[Child, Exit]]:
+    def match_exits(self) -> Iterable[tuple[Child, Exit]]:
         """Return the workers that the kept exits belong to. Count the exits without an order."""
         if not self._births.unclaimed:
             return ()

@@ -17,7 +17,7 @@ FILES_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class FileState:
     """A file as stat(2) describes the file. `modified` is in nanoseconds."""
 
     path: str
@@ -27,29 +27,29 @@ class File:
     modified: int
 
 
-def look(path: str) -> File:
+def look(path: str) -> FileState:
     """Return a file as the file is now, links followed. Raises OSError."""
     status = os.stat(path)
-    return File(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return FileState(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def write(files: Iterable[File]) -> list[dict[str, Any]]:
+def write(files: Iterable[FileState]) -> list[dict[str, Any]]:
     """Return a list of files in a form that JSON carries."""
     return [asdict(file) for file in files]
 
 
-def read(listed: Any) -> tuple[File, ...]:
+def read(listed: Any) -> tuple[FileState, ...]:
     """Return the files of a list that another version may have written. Raises ValueError."""
     if not isinstance(listed, list) or len(listed) > FILES_MAX:
         raise ValueError(f"it lists no files, or more than {FILES_MAX}")
     try:
-        return tuple(File(*(each[name] for name in File.__slots__)) for each in listed)
+        return tuple(FileState(*(each[name] for name in FileState.__slots__)) for each in listed)
     except (TypeError, LookupError) as error:
         raise ValueError(f"it lists what is no file: {error}") from error
 
 
-def changed(files: Iterable[File]) -> str | None:
-    """Return the first path with another file by now, or without a file. None: there is none."""
+def changed(files: Iterable[FileState]) -> str | None:
+    """Return the first path whose file has changed or is gone, or None."""
     for file in files:
         try:
             if look(file.path) != file:

@@ -23,7 +23,7 @@ from poold.errors import Problem
 from poold.log import log, trace
 from poold.master.children.spawn import HOME, PROGRAMS
 from poold.master.upgrade import footprint, names
-from poold.master.upgrade.footprint import File
+from poold.master.upgrade.footprint import FileState
 
 PACKAGE = os.path.join(HOME, "poold")
 # The modules in this folder are part of no process of poold, and may need what is not installed.
@@ -84,8 +84,7 @@ def incomplete(loaded: Iterable[str]) -> Iterator[Problem]:
 def modules(folder: str = PACKAGE, package: str = "poold") -> Iterator[str]:
     """Yield the names of all modules that a process of poold may load.
 
-    Some of them are never loaded together in any other process, because of their memory. A trial
-    ends soon.
+    No other process loads all of them, to save memory. A trial may, because a trial ends soon.
     """
     for module in pkgutil.iter_modules([folder], f"{package}."):
         if module.ispkg and module.name != f"poold.{OPTIONAL}":
@@ -105,7 +104,7 @@ def load(modules: Iterable[str]) -> Iterator[Problem]:
             yield Problem("", f"{name} cannot be loaded: {type(error).__name__}: {error}")
 
 
-def own_files() -> Iterator[File]:
+def own_files() -> Iterator[FileState]:
     """Yield the package's source files, whether they are loaded or not."""
     for folder, folders, files in os.walk(PACKAGE):
         folders.sort()
@@ -114,7 +113,7 @@ def own_files() -> Iterator[File]:
                 yield footprint.look(os.path.join(folder, name))
 
 
-def other_files() -> Iterator[File]:
+def other_files() -> Iterator[FileState]:
     """Yield this process's other files: interpreter, other packages' modules, shared libraries."""
     places = {sys.executable}
     for module in list(sys.modules.values()):

@@ -13,7 +13,7 @@ from poold.master.document.part import Owner
 from poold.master.upgrade.state import StateDocument
 
 
-def adopt(owners: Sequence[Owner[Any]], state: StateDocument) -> None:
+def restore_all(owners: Sequence[Owner[Any]], state: StateDocument) -> None:
     """Restore each owner from its part of the document.
 
     Raises ConfigError, OSError, LookupError.

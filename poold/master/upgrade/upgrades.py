@@ -65,7 +65,7 @@ class Upgrade:
     on_end: OnEnd
     verdict: dict[str, Any] = field(default_factory=dict)
     # The files that the trial has found on disk, and that must still be there at the exec.
-    files: tuple[footprint.File, ...] = ()
+    files: tuple[footprint.FileState, ...] = ()
     guard: Guard | None = None
     # The parts that must be ready before RESTING.
     awaited: set[str] = field(default_factory=set)
@@ -99,7 +99,7 @@ class Upgrades:
         origin: Origin,
         owners: Sequence[Owner[Any]],
     ) -> None:
-        """Take the neighbours. The parts of all `owners` together make up the state document."""
+        """Take the neighbours. `owners` are the owners of the parts of the state document."""
         self._life = life
         self._current = current
         self._loop = loop
@@ -188,7 +188,8 @@ class Upgrades:
         upgrade.deadline = self._loop.after(seconds, callback)
 
     def _refuse_after(self, upgrade: Upgrade, seconds: float, what: str) -> None:
-        """Refuse this upgrade if the next message is late: its sender has an earlier deadline."""
+        """Refuse this upgrade if the next message is not there in time."""
+        # The sender's own deadline is earlier, so a message that is still missing is lost.
         overdue = [Problem("", f"{what} has not been heard of for {seconds:g} s")]
         self._set_deadline(upgrade, seconds, lambda: self._fail(upgrade, overdue))
 
@@ -204,9 +205,8 @@ class Upgrades:
         try:
             fds["text"] = memory_file("text", text)
             fds["state"] = memory_file("state", document)
-            launcher = self._launcher
             self._trials.begin(
-                lambda result: launcher.trial(file, module=REHEARSAL, result=result, **fds), partial(self._on_verdict, upgrade)
+                lambda result: self._launcher.trial(file, module=REHEARSAL, result=result, **fds), partial(self._on_verdict, upgrade)
             )
         except OSError as error:
             raise ConfigError([Problem("", f"the new program cannot be tried: {error.strerror}")]) from error
