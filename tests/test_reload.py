@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.procfs import open_files
+from tests.childkit import mold_of
+from tests.procfs import frozen, open_files
 from tests.support import Client, Poold, free_port, toml
 from tests.waiting import eventually
 from tests.wirekit import visitors
@@ -306,6 +307,33 @@ def test_reload_goes_on_when_its_requester_leaves(poold: Poold) -> None:
         requester.connect(str(daemon.control))
         requester.sendall(b'{"verb": "reload"}\n')
     daemon.metric("poold_children_max", 9)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])
+def test_a_stop_beside_the_last_word(poold: Poold, number: int) -> None:
+    """A reload or an upgrade whose mold becomes ready beside a TERM is refused, and the drain is that of the settings in force."""
+    daemon = poold()
+    file = daemon.folder / "mood"
+    options = {"server.handler": "moody:serve", "server.environment": {"MOOD": str(file)}, "timeouts.drain": 3600}
+    daemon.write(options=options)
+    daemon.start()
+    before = mold_of(daemon)
+    file.write_text("wait")
+    if number == signal.SIGHUP:
+        more = f'[[listener]]\naddress = "systemd://main"\nname = "main"\n[[listener]]\naddress = "tcp://127.0.0.1:{free_port()}"\n'
+        daemon.write(options=options, settings=more)
+    daemon.kill(number)
+    mold = eventually(lambda: next((row["pid"] for row in daemon.children("mold") if row["pid"] != before), 0), "another mold")
+    with frozen(daemon.master):
+        file.write_text("good")
+        eventually(lambda: "skb" in Path(f"/proc/{mold}/wchan").read_text(), "a mold that waits for orders")
+        daemon.kill(signal.SIGTERM)
+    assert daemon.wait() == 0
+    assert not daemon.events("reload_applied")
+    assert not daemon.events("giving_up")
+    assert daemon.events("drain_overdue") == []
+    [refused] = daemon.events("reload_refused" if number == signal.SIGHUP else "upgrade_refused")
+    assert refused["reason"] == "poold is stopping"
 
 
 def test_no_reload_while_stopping(poold: Poold) -> None:

@@ -17,6 +17,9 @@ match MOOD.read_text().strip() if MOOD.exists() else "good":
         sys.exit(0)
     case "_exit":
         os._exit(0)
+    case "wait":
+        while MOOD.read_text() == "wait":
+            time.sleep(0.005)
     case "hang":
         time.sleep(3600)
     case "deaf":
