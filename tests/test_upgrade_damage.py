@@ -67,7 +67,7 @@ DAMAGE: list[tuple[Callable[[Path, str], None], str]] = [
             "change/reloads",
             "clients/sessions",
             "pool/handover",
-            "upgrade/snapshot",
+            "upgrade/state",
             "guard",
             "upgrade/upgrades",
         )

@@ -60,10 +60,7 @@ class Molds(Succession[Mold]):
         phase_page_fd: int,
         shared_activity: int,
     ) -> None:
-        """Take `phase_page_fd`, a descriptor of the phase page for molds.
-
-        `shared_activity` is the memory file that a mold of an older version asks for.
-        """
+        """`shared_activity` is the memory file that a mold of an older version asks for."""
         super().__init__(loop=loop, ladder=ladder)
         self._life = life
         self._current = current
@@ -78,8 +75,7 @@ class Molds(Succession[Mold]):
         self._logged_reason = ""
         self._inherited_pid = 0
         self._ever_ready = False
-        # Why a mold ended before any mold was ever ready: the settings ask for what cannot be
-        # served.
+        # Why a mold ended before any mold was ever ready.
         self.failed_start = ""
 
     @property
