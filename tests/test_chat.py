@@ -170,7 +170,7 @@ class Chat:
         *,
         tcp: bool = False,
         other: bool = False,
-        constants: Mapping[str, float] = QUIET,
+        constants: Mapping[str, object] = QUIET,
         certificate: str = "",
         anywhere: bool = False,
         **options: object,
@@ -183,7 +183,9 @@ class Chat:
         number = len(self.clients) + 1
         if not anywhere:
             options = {"directory": str(self.folder), **options}
-        told = [served.fileno(), number, options, str(self.folder), dict(constants), certificate]
+        # Not where the chat of another test may be.
+        constants = {"chat.hall.TEMPORARY_FOLDERS": [str(self.folder)], **constants}
+        told = [served.fileno(), number, options, str(self.folder), constants, certificate]
         command = [sys.executable, "-c", SESSION, json.dumps(told)]
         if other:
             command = [sys.executable, "-c", OTHER_MASTER, *command]

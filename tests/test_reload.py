@@ -309,6 +309,24 @@ def test_reload_goes_on_when_its_requester_leaves(poold: Poold) -> None:
     daemon.metric("poold_children_max", 9)
 
 
+def test_a_lost_socket_file_with_a_queue(poold: Poold, tmp_path: Path) -> None:
+    """A listener that was made anew, while somebody still waits in the queue of the one that was lost, is not made anew again."""
+    path = tmp_path / "own.sock"
+    daemon = poold(options={"pool.max_children": 1}, settings=f'[[listener]]\naddress = "unix://{path}"\nname = "own"\n').start()
+    with Client(str(path)) as held, Client(str(path)) as queued:
+        assert held.ask("echo held") == "held"
+        queued.send(b"echo at last\n")
+        path.unlink()
+        for _ in range(2):
+            told = daemon.cli("reload", "--socket", str(daemon.control))
+            assert told.returncode == 0, told.stderr
+            assert path.is_socket()
+        held.finish()
+        assert queued.line() == "at last"
+    with Client(str(path)) as client:
+        assert client.ask("echo found") == "found"
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])
 def test_a_stop_beside_the_last_word(poold: Poold, number: int) -> None:
     """A reload or an upgrade whose mold becomes ready beside a TERM is refused, and the drain is that of the settings in force."""

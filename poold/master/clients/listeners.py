@@ -281,9 +281,9 @@ class Listeners:
     def unreachable(self) -> set[Address]:
         """Return the addresses whose socket file was removed or replaced.
 
-        A reload opens these listeners anew.
+        A reload opens these listeners anew. The listeners that leave are closed anyway.
         """
-        return {listening.listener.address for listening in self._open if not listening.opened.reachable()}
+        return {each.listener.address for each in self._open if not each.leaving and not each.opened.reachable()}
 
     def measure(self) -> None:
         """Write the lengths of the kernel's queues into the counters, and log lost socket files.
