@@ -55,7 +55,7 @@ def has_gone(pid: int) -> None:
 
 def title(pid: int) -> str:
     """Return a process's title as ps shows it."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode()
+    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
 
 
 def shown(pid: int) -> str:

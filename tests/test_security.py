@@ -223,9 +223,9 @@ def test_one_function_takes_the_master_s_signals() -> None:
         for node in ast.walk(TREES[path]):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("signal.signal", "signal.sigaction", "signal.siginterrupt"):
                 given.add((name_of(path), ast.unparse(node.args[1])))
-            if isinstance(node, ast.FunctionDef) and node.name == "_note" and name_of(path) == "poold.master.engine.signals":
+            if isinstance(node, ast.FunctionDef) and node.name == "_on_signal" and name_of(path) == "poold.master.engine.signals":
                 notes.append(node)
-    assert given == {("poold.master.engine.signals", "signal.SIG_DFL"), ("poold.master.engine.signals", "self._note")}
+    assert given == {("poold.master.engine.signals", "signal.SIG_DFL"), ("poold.master.engine.signals", "self._on_signal")}
     [note] = notes
     called = {ast.unparse(node.func) for node in ast.walk(note) if isinstance(node, ast.Call)}
     assert called == {"self._pending.add"}

@@ -187,7 +187,7 @@ def read(data: bytes, status: int = 0) -> tuple[Any, list[Problem]]:
     """Return what the master makes of what a trial has written down."""
     fd = memory_file("verdict", data)
     try:
-        return trials._verdict(fd, Child(0, 1, Kind.TRIAL, 1, 0.0), Exit(2, status, None))
+        return trials._read_verdict(fd, Child(0, 1, Kind.TRIAL, 1, 0.0), Exit(2, status, None))
     finally:
         os.close(fd)
 

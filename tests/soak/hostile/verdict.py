@@ -90,8 +90,8 @@ def shared_kilobytes(pid: int) -> int:
 
 
 def files(folder: Path) -> set[str]:
-    """Return what is below a folder that a daemon has made: not the campaign's own, and no log."""
-    return {str(path) for place in ("run", "tmp", "scratch") for path in (folder / place).rglob("*")}
+    """Return what is below a folder that a daemon has made: not the campaign's own, not what sessions leave in theirs, and no log."""
+    return {str(path) for place in ("run", "tmp") for path in (folder / place).rglob("*")}
 
 
 class Verdict:
