@@ -1,7 +1,4 @@
-"""The master: starts the parts, turns the loop, and has each turn's events acted on.
-
-Each part decides what that part can decide. While serving, the master waits only in its loop.
-"""
+"""The master: starts the parts, and turns the loop, in which alone a serving master waits."""
 
 import contextlib
 import os
