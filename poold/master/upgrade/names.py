@@ -30,6 +30,7 @@ def undefined(name: str) -> Iterator[str]:
     source = module.__loader__.get_data(module.__loader__.path).decode()
     tree = ast.parse(source)
     known = vars(module).keys() | vars(builtins).keys() | GIVEN | _leave_out_types(tree)
+    known |= _targets(tree)
     yield from sorted(set(_globals(symtable.symtable(source, name, "exec"), known)))
     attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
     yield from sorted(set(_of_modules(attributes, module)))
@@ -58,6 +59,16 @@ def _leave_out_types(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.AnnAssign):
             node.annotation = ast.Constant(None)
     return bound
+
+
+def _targets(tree: ast.Module) -> set[str]:
+    """Return the names that comprehensions bind.
+
+    From Python 3.12 on such a name counts among those of the scope around it (PEP 709), and after
+    the comprehension no object has that name.
+    """
+    loops = (node.target for node in ast.walk(tree) if isinstance(node, ast.comprehension))
+    return {name.id for target in loops for name in ast.walk(target) if isinstance(name, ast.Name)}
 
 
 def _globals(scope: symtable.SymbolTable, known: set[str]) -> Iterator[str]:
