@@ -88,8 +88,7 @@ class Faulty:
         mend(installed / "master" / "engine" / "loop.py", "ERRORS_MAX = 20", "ERRORS_MAX = 100_000")
         mend(installed / "master" / "change" / "trials.py", "TRIAL_SECONDS = 30.0", "TRIAL_SECONDS = 10.0")
         mend(installed / "master" / "children" / "exporters.py", "STARTUP = 20.0", "STARTUP = 10.0")
-        for name in ("change/reloads.py", "upgrade/upgrades.py"):
-            mend(installed / "master" / name, "GRACE_SECONDS = 10.0", "GRACE_SECONDS = 1.0")
+        mend(installed / "master" / "change" / "running.py", "GRACE_SECONDS = 10.0", "GRACE_SECONDS = 1.0")
         self.armed, self.seen = folder / "armed", folder / "seen"
         self.options = {"pool.min_spare": 1, "timeouts.import": 10, "timeouts.startup": 10}
         self.daemon: Daemon = poold(options=self.options)

@@ -22,13 +22,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from poold.errors import OWN_FAULT, ConfigError, Problem
+from poold.errors import ConfigError, Problem
 from poold.log import log
 from poold.master import descriptors
-from poold.master.change import trials
 from poold.master.change.plan import Plan, plan
+from poold.master.change.running import GRACE_SECONDS, Change, Changes, OnEnd
 from poold.master.change.trials import Trials
 from poold.master.children import exporters
 from poold.master.children.exporters import Exporters
@@ -39,7 +39,7 @@ from poold.master.clients.listeners import Listeners
 from poold.master.clients.sessions import Sessions
 from poold.master.clients.sockets import Opened
 from poold.master.current import Current
-from poold.master.engine.deadlines import Callback, Deadline
+from poold.master.engine.deadlines import Callback
 from poold.master.engine.loop import Loop
 from poold.master.engine.signals import Inbox
 from poold.master.outside.manager import Manager
@@ -51,32 +51,24 @@ from poold.settings import file as settings
 from poold.settings.config import People, of_document
 from poold.words import ReloadResult
 
-# Seconds that the master waits for a trial, a mold or an exporter beyond their own deadline.
-GRACE_SECONDS = 10.0
-
-# Gets the answer to the request: a document that tells how the reload has ended.
-OnEnd = Callable[[dict[str, Any]], object]
-
 
 @dataclass(slots=True, eq=False)
-class Reload:
+class Reload(Change):
     """The reload that runs."""
 
-    on_end: OnEnd
-    dry: bool
+    dry: bool = False
     next: Current | None = None
     plan: Plan | None = None
     opened: dict[str, list[Opened]] = field(default_factory=dict)
     metrics: Opened | None = None
-    # The parts that must be ready before the reload can be applied.
-    awaited: set[str] = field(default_factory=set)
-    deadline: Deadline | None = None
     # The answer to the request, once the reload is applied and cannot be undone.
     answer: dict[str, Any] | None = None
 
 
-class Reloads:
+class Reloads(Changes[Reload]):
     """Runs reloads, one at a time."""
+
+    _KEYS: ClassVar[Mapping[str, str]] = {"mold": "server.handler", "exporter": "metrics.listen"}
 
     def __init__(
         self,
@@ -99,9 +91,8 @@ class Reloads:
         passed: Mapping[str, list[socket.socket]],
         wall_clock: Callable[[], float],
     ) -> None:
-        self._life = life
+        super().__init__(life=life, loop=loop)
         self._current = current
-        self._loop = loop
         self._inbox = inbox
         self._counters = counters
         self._launcher = launcher
@@ -116,7 +107,6 @@ class Reloads:
         self._file = file
         self._passed = passed
         self._wall_clock = wall_clock
-        self._running: Reload | None = None
         self._again = False
 
     def request_by_signal(self) -> None:
@@ -126,7 +116,7 @@ class Reloads:
         elif self._running is not None:
             self._again = True
         else:
-            self._begin(lambda document: None, dry=False)
+            self._run(Reload(lambda document: None))
 
     def request(self, on_end: OnEnd, *, dry: bool, upgrading: bool) -> None:
         """Take a `poold reload`. While a reload or an upgrade (`upgrading`) runs, poold is busy."""
@@ -136,47 +126,10 @@ class Reloads:
             self._count_result(ReloadResult.BUSY)
             on_end({"ok": False, "error": f"busy: {'another reload' if self._running is not None else 'an upgrade'} is running"})
         else:
-            self._begin(on_end, dry=dry)
-
-    @property
-    def running(self) -> bool:
-        """Return whether a reload runs."""
-        return self._running is not None
+            self._run(Reload(on_end, dry=dry))
 
     def _count_result(self, result: ReloadResult) -> None:
         self._counters.cells[RELOADS[result]] += 1
-
-    def _begin(self, on_end: OnEnd, *, dry: bool) -> None:
-        reload = Reload(on_end, dry)
-        self._refuse_after(reload, trials.TRIAL_SECONDS + GRACE_SECONDS, "the trial")
-        self._running = reload
-        self._run_step(reload, partial(self._start_trial, reload))
-
-    def _run_step(self, reload: Reload, step: Callback) -> None:
-        """Take a step of this reload if the reload still runs. Any exception refuses the reload."""
-        if reload is not self._running or self._life.ends:
-            # `advance` refuses what still runs when the master ends.
-            return
-        try:
-            step()
-        except ConfigError as error:
-            self._refuse(reload, error.problems)
-        except OSError as error:
-            self._refuse(reload, [Problem("", str(error))])
-        except Exception as error:
-            if reload is self._running:
-                self._refuse(reload, [OWN_FAULT])
-            self._loop.note_error(error)
-
-    def _refuse_after(self, reload: Reload, seconds: float, what: str) -> None:
-        """Refuse this reload if the next message is not there in time.
-
-        The sender's own deadline is earlier, so a message that is still missing is lost.
-        """
-        if reload.deadline is not None:
-            reload.deadline.cancel()
-        overdue = [Problem("", f"{what} has not been heard of for {seconds:g} s")]
-        reload.deadline = self._loop.after(seconds, lambda: self._refuse(reload, overdue))
 
     def _start_trial(self, reload: Reload) -> None:
         """Start the trial of the file as the file is now. Raises ConfigError, OSError."""
@@ -192,14 +145,8 @@ class Reloads:
         finally:
             os.close(given)
 
-    def _on_verdict(self, reload: Reload, verdict: dict[str, Any], problems: list[Problem]) -> None:
-        """Take the trial's verdict."""
-        self._run_step(reload, partial(self._prepare, reload, verdict, problems))
-
-    def _prepare(self, reload: Reload, verdict: dict[str, Any], problems: list[Problem]) -> None:
+    def _prepare(self, reload: Reload, verdict: dict[str, Any]) -> None:
         """Find out what the reload changes, and begin. Raises ConfigError, OSError."""
-        if problems:
-            raise ConfigError(problems)
         new = self._parse_settings(verdict)
         for warning in new.warnings:
             log.warning("settings_warning", message=warning)
@@ -225,7 +172,7 @@ class Reloads:
         if config.metrics.listen is not None and (anew or new.people.helper != old.people.helper or config.log != old.config.log):
             reload.metrics = sockets.open_metrics(config.metrics.listen) if anew else self._exporters.listener
             reload.awaited.add("exporter")
-        self._refuse_after(reload, max(config.timeouts.import_, exporters.STARTUP) + GRACE_SECONDS, "the new mold or exporter")
+        self._fail_after(reload, max(config.timeouts.import_, exporters.STARTUP) + GRACE_SECONDS, "the new mold or exporter")
         # Mold and exporter come last. Nothing else can fail any more, and both report later.
         self._molds.prepare(new, partial(self._on_prepared, reload, "mold"))
         if "exporter" in reload.awaited and reload.metrics is not None:
@@ -252,17 +199,7 @@ class Reloads:
         except LookupError as error:
             yield Problem("listener.name", str(error))
 
-    def _on_prepared(self, reload: Reload, part: str, reason: str | None) -> None:
-        """Take the news that the new mold or exporter is ready, or cannot be used (`reason`)."""
-        if reason is not None:
-            problem = Problem("server.handler" if part == "mold" else "metrics.listen", reason)
-            self._run_step(reload, partial(self._refuse, reload, [problem]))
-            return
-        reload.awaited.discard(part)
-        if not reload.awaited:
-            self._run_step(reload, partial(self._commit, reload))
-
-    def _commit(self, reload: Reload) -> None:
+    def _complete(self, reload: Reload) -> None:
         """Apply the reload. Each step is taken, whatever another step raises."""
         plan, new = reload.plan, reload.next
         assert plan is not None
@@ -298,7 +235,7 @@ class Reloads:
         self._count_result(ReloadResult.APPLIED)
         log.info("reload_applied", generation=new.generation, changes="; ".join(plan.changes) or None)
 
-    def _refuse(self, reload: Reload, problems: list[Problem]) -> None:
+    def _fail(self, reload: Reload, problems: list[Problem]) -> None:
         """Give up what was prepared. The old settings stay in force."""
         if reload is not self._running:
             return
@@ -345,4 +282,4 @@ class Reloads:
     def advance(self) -> None:
         """Refuse the running reload once the master has begun to end. Called in each turn."""
         if self._running is not None and self._life.ends:
-            self._refuse(self._running, [Problem("", "poold is stopping")])
+            self._fail(self._running, [Problem("", "poold is stopping")])

@@ -18,16 +18,16 @@ deadline does so.
 
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from poold import __version__
-from poold.errors import OWN_FAULT, ConfigError, Problem
+from poold.errors import ConfigError, Problem
 from poold.log import log
-from poold.master.change import trials
 from poold.master.change.reloads import Reloads
+from poold.master.change.running import GRACE_SECONDS, Change, Changes, OnEnd
 from poold.master.change.trials import Trials
 from poold.master.children.ladder import Ladder
 from poold.master.children.spawn import REHEARSAL, Launcher, Recipe, memory_file
@@ -35,7 +35,7 @@ from poold.master.children.tracees import Tracees
 from poold.master.clients.sessions import Sessions
 from poold.master.current import Current
 from poold.master.document.part import Owner
-from poold.master.engine.deadlines import Callback, Deadline
+from poold.master.engine.deadlines import Callback
 from poold.master.engine.loop import Loop
 from poold.master.engine.signals import Inbox
 from poold.master.outside.manager import Manager
@@ -51,33 +51,26 @@ from poold.words import UpgradeResult
 
 # Seconds in RESTING, while clients wait, after which the upgrade is given up.
 RESTING_SECONDS = 2.0
-# Seconds that the master waits for a trial or a mold beyond their own deadline.
-GRACE_SECONDS = 10.0
-
-# Gets the answer to the request: a document that tells how the upgrade has ended.
-OnEnd = Callable[[dict[str, Any]], object]
 
 
 @dataclass(slots=True, eq=False)
-class Upgrade:
+class Upgrade(Change):
     """The upgrade that runs."""
 
-    on_end: OnEnd
     verdict: dict[str, Any] = field(default_factory=dict)
     # The files that the trial has found on disk, and that must still be there at the exec.
     files: tuple[footprint.FileState, ...] = ()
     guard: Guard | None = None
-    # The parts that must be ready before RESTING.
-    awaited: set[str] = field(default_factory=set)
     # Whether the upgrade has entered RESTING.
     rested: bool = False
-    deadline: Deadline | None = None
     # Whether a SIGHUP has come meanwhile. The program that runs afterwards handles the signal.
     reload: bool = False
 
 
-class Upgrades:
+class Upgrades(Changes[Upgrade]):
     """Runs upgrades, one at a time."""
+
+    _KEYS: ClassVar[Mapping[str, str]] = {"mold": "server.handler", "guard": ""}
 
     def __init__(
         self,
@@ -100,9 +93,8 @@ class Upgrades:
         owners: Sequence[Owner[Any]],
     ) -> None:
         """Take the neighbours. `owners` are the owners of the parts of the state document."""
-        self._life = life
+        super().__init__(life=life, loop=loop)
         self._current = current
-        self._loop = loop
         self._inbox = inbox
         self._ladder = ladder
         self._counters = counters
@@ -116,14 +108,8 @@ class Upgrades:
         self._reloads = reloads
         self._origin = origin
         self._owners = owners
-        self._running: Upgrade | None = None
         # The callback of a request that waits for the end of a reload.
         self._postponed: OnEnd | None = None
-
-    @property
-    def running(self) -> bool:
-        """Return whether an upgrade runs."""
-        return self._running is not None
 
     def request(self, on_end: OnEnd) -> None:
         """Take a `poold upgrade`, or a SIGUSR2."""
@@ -138,7 +124,7 @@ class Upgrades:
             self._postponed = on_end
             log.info("upgrade_waits", reason="a reload is running")
         else:
-            self._begin(on_end)
+            self._run(Upgrade(on_end))
 
     def _why_not_now(self) -> str:
         if self.running:
@@ -162,37 +148,6 @@ class Upgrades:
     def _count_result(self, result: UpgradeResult) -> None:
         self._counters.cells[UPGRADES[result]] += 1
 
-    def _begin(self, on_end: OnEnd) -> None:
-        upgrade = Upgrade(on_end)
-        self._refuse_after(upgrade, trials.TRIAL_SECONDS + GRACE_SECONDS, "the trial")
-        self._running = upgrade
-        self._run_step(upgrade, partial(self._start_trial, upgrade))
-
-    def _run_step(self, upgrade: Upgrade, step: Callback) -> None:
-        """Take a step of this upgrade if the upgrade still runs. Any exception ends the upgrade."""
-        if upgrade is not self._running or self._life.ends:
-            return
-        try:
-            step()
-        except ConfigError as error:
-            self._fail(upgrade, error.problems)
-        except OSError as error:
-            self._fail(upgrade, [Problem("", str(error))])
-        except Exception as error:
-            self._fail(upgrade, [OWN_FAULT])
-            self._loop.note_error(error)
-
-    def _set_deadline(self, upgrade: Upgrade, seconds: float, callback: Callback) -> None:
-        if upgrade.deadline is not None:
-            upgrade.deadline.cancel()
-        upgrade.deadline = self._loop.after(seconds, callback)
-
-    def _refuse_after(self, upgrade: Upgrade, seconds: float, what: str) -> None:
-        """Refuse this upgrade if the next message is not there in time."""
-        # The sender's own deadline is earlier, so a message that is still missing is lost.
-        overdue = [Problem("", f"{what} has not been heard of for {seconds:g} s")]
-        self._set_deadline(upgrade, seconds, lambda: self._fail(upgrade, overdue))
-
     def _start_trial(self, upgrade: Upgrade) -> None:
         """Start the trial of the new code. Raises ConfigError, OSError."""
         log.info("upgrade_started", version=__version__)
@@ -214,14 +169,8 @@ class Upgrades:
             for fd in fds.values():
                 os.close(fd)
 
-    def _on_verdict(self, upgrade: Upgrade, verdict: dict[str, Any], problems: list[Problem]) -> None:
-        """Take the trial's verdict."""
-        self._run_step(upgrade, partial(self._prepare, upgrade, verdict, problems))
-
-    def _prepare(self, upgrade: Upgrade, verdict: dict[str, Any], problems: list[Problem]) -> None:
+    def _prepare(self, upgrade: Upgrade, verdict: dict[str, Any]) -> None:
         """Start the new code's mold and the guard. Raises ConfigError, OSError."""
-        if problems:
-            raise ConfigError(problems)
         # The verdict comes from another version and may hold anything.
         upgrade.verdict = verdict
         if "files" not in verdict:
@@ -230,7 +179,7 @@ class Upgrades:
         for warning in verdict["warnings"]:
             log.warning("settings_warning", message=warning)
         recipe = Recipe(**verdict["mold"])
-        self._refuse_after(upgrade, recipe.seconds + GRACE_SECONDS, "the new mold or the guard")
+        self._fail_after(upgrade, recipe.seconds + GRACE_SECONDS, "the new mold or the guard")
         upgrade.awaited = {"mold", "guard"}
         upgrade.guard = Guard(
             current=self._current,
@@ -245,17 +194,7 @@ class Upgrades:
         except OSError as error:
             raise ConfigError([Problem("", f"the new program's mold cannot be started: {error.strerror}")]) from error
 
-    def _on_prepared(self, upgrade: Upgrade, part: str, reason: str | None) -> None:
-        """Take the news that the new mold or the guard is ready, or cannot be used (`reason`)."""
-        if reason is not None:
-            problem = Problem("server.handler" if part == "mold" else "", reason)
-            self._run_step(upgrade, partial(self._fail, upgrade, [problem]))
-            return
-        upgrade.awaited.discard(part)
-        if not upgrade.awaited:
-            self._run_step(upgrade, partial(self._start_resting, upgrade))
-
-    def _start_resting(self, upgrade: Upgrade) -> None:
+    def _complete(self, upgrade: Upgrade) -> None:
         """Stop accepting clients until the exec. Raises ConfigError."""
         # The check comes before any client has to wait.
         self._check_files(upgrade)
@@ -279,7 +218,7 @@ class Upgrades:
             self._refuse_all()
         elif self._postponed is not None and not self._reloads.running:
             on_end, self._postponed = self._postponed, None
-            self._begin(on_end)
+            self._run(Upgrade(on_end))
         elif self._running is not None and self._life.phase is Phase.RESTING and self._no_hand_over_open():
             self._run_step(self._running, partial(self._execute, self._running))
 
