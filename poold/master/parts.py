@@ -129,12 +129,8 @@ class Parts:
         self.molds = Molds(
             life=life,
             current=current,
-            loop=loop,
-            table=table,
-            ladder=ladder,
-            starter=self.starter,
-            counters=counters,
             launcher=self.launcher,
+            starter=self.starter,
             phase_page_fd=self.memories.phase_view,
             shared_activity=self.memories.shared_activity,
         )
@@ -164,17 +160,8 @@ class Parts:
         """Build a keeper for each kind of children, and the reaper, which tells keepers of ends."""
         life, current, loop, table, ladder, counters = self.life, self.current, self.loop, self.table, self.ladder, self.counters
         starter, launcher = self.starter, self.launcher
-        self.exporters = Exporters(
-            life=life,
-            current=current,
-            loop=loop,
-            table=table,
-            ladder=ladder,
-            starter=starter,
-            counters=counters,
-            launcher=launcher,
-        )
-        self.loggers = Loggers(current=current, loop=loop, table=table, ladder=ladder, starter=starter, launcher=launcher)
+        self.exporters = Exporters(life=life, current=current, launcher=launcher, starter=starter)
+        self.loggers = Loggers(current=current, launcher=launcher, starter=starter)
         self.trials = Trials(current=current, loop=loop, table=table, ladder=ladder, counters=counters)
         workers = Workers(
             ladder=ladder,

@@ -29,17 +29,15 @@ from poold.errors import ConfigError
 from poold.lifeline import ANSWER, QUESTION, WORDS_MAX
 from poold.log import log
 from poold.master.children.exits import Exit
-from poold.master.children.ladder import Ladder
 from poold.master.children.spawn import Launcher
 from poold.master.children.succession import Member, Prepared, Starter, Succession
-from poold.master.children.table import Child, ChildTable
+from poold.master.children.table import Child
 from poold.master.clients import sockets
 from poold.master.clients.sockets import Opened, SocketPart
 from poold.master.current import Current
 from poold.master.document.part import Part
-from poold.master.engine.loop import Loop
 from poold.master.phase import Life
-from poold.scoreboard import Counters, read_only
+from poold.scoreboard import read_only
 from poold.words import Failure, Kind, State
 
 # The seconds that an exporter may take until the exporter answers scrapes.
@@ -81,20 +79,11 @@ class Exporters(Succession[Exporter]):
         *,
         life: Life,
         current: Current,
-        loop: Loop,
-        table: ChildTable,
-        ladder: Ladder,
-        starter: Starter,
-        counters: Counters,
         launcher: Launcher,
+        starter: Starter,
     ) -> None:
-        super().__init__(loop=loop, ladder=ladder)
+        super().__init__(current=current, launcher=launcher, starter=starter)
         self._life = life
-        self._current = current
-        self._table = table
-        self._starter = starter
-        self._counters = counters
-        self._launcher = launcher
         # The listener of the exporter in use, or None while metrics are off.
         self._listener: Opened | None = None
         # The listener that the master watches for scrapers.
@@ -137,17 +126,12 @@ class Exporters(Succession[Exporter]):
                 # Metrics are no reason to end sessions. The next reload opens the listener.
                 log.error("listener_lost", listener="metrics", reason=str(second.problems[0]))
 
-    def start(self) -> None:
-        """Start an exporter for the listener in use, if there is a listener and no exporter.
+    def _wanted(self) -> bool:
+        return self._listener is not None and not self._life.closes
 
-        After a failure the master tries again later.
-        """
-        if self._life.closes or self._listener is None or self._used is not None:
-            return
-        try:
-            self._used = self._launch(self._current, self._listener)
-        except OSError as error:
-            self._start_later(str(error))
+    def _launch_current(self) -> Exporter:
+        assert self._listener is not None
+        return self._launch(self._current, self._listener)
 
     def _launch(self, settings: Current, listener: Opened) -> Exporter:
         def launch(lifeline: int) -> int:
@@ -231,10 +215,7 @@ class Exporters(Succession[Exporter]):
             self._questions.append((child.channel, words.count(QUESTION)))
 
     def _ready(self, exporter: Exporter) -> None:
-        exporter.child.ready = True
-        self._ladder.clear_deadline(exporter.child)
-        self._table.move(exporter.child, State.SERVING)
-        self._throttle.succeeded()
+        self._mark_ready(exporter.child)
         log.info("exporter_ready", pid=exporter.child.pid)
         exporter.report_outcome(None)
         self._watch_listener()

@@ -13,12 +13,10 @@ from poold import channel
 from poold.channel import LINES_LOST, LOGGER_LEAVE, LOGGER_READY, LOGGER_WORD_MAX
 from poold.log import log
 from poold.master.children.exits import Exit
-from poold.master.children.ladder import Ladder
 from poold.master.children.spawn import Launcher
 from poold.master.children.succession import Member, Starter, Succession
-from poold.master.children.table import Child, ChildTable
+from poold.master.children.table import Child
 from poold.master.current import Current
-from poold.master.engine.loop import Loop
 from poold.words import Kind, State
 
 # The seconds that the end of poold waits for the last lines. The stream of the log may be blocked.
@@ -32,28 +30,15 @@ STARTUP = 20.0
 class Loggers(Succession[Member]):
     """The logger in use, and one of the previous program."""
 
-    def __init__(self, *, current: Current, loop: Loop, table: ChildTable, ladder: Ladder, starter: Starter, launcher: Launcher) -> None:
-        super().__init__(loop=loop, ladder=ladder)
-        self._current = current
-        self._table = table
-        self._starter = starter
-        self._launcher = launcher
+    def __init__(self, *, current: Current, launcher: Launcher, starter: Starter) -> None:
+        super().__init__(current=current, launcher=launcher, starter=starter)
         self._streams = launcher.streams
         self._format = ""
 
-    def start(self) -> None:
-        """Start a logger, if one is needed and there is none.
+    def _wanted(self) -> bool:
+        return self._streams.logged
 
-        After a failure the master tries again later.
-        """
-        if not self._streams.logged or self._used is not None:
-            return
-        try:
-            self._used = self._launch()
-        except OSError as error:
-            self._start_later(str(error))
-
-    def _launch(self) -> Member:
+    def _launch_current(self) -> Member:
         streams = self._streams
 
         def launch(lifeline: int) -> int:
@@ -66,7 +51,7 @@ class Loggers(Succession[Member]):
             make=Member,
             pair=channel.make_pair,
             launch=launch,
-            read=lambda logger: self._read(logger.child),
+            read=self._read,
         )
         child = logger.child
         self._format = self._current.config.log.format
@@ -103,7 +88,8 @@ class Loggers(Succession[Member]):
             # The logger has ended, or does not read.
             return False
 
-    def _read(self, child: Child) -> None:
+    def _read(self, logger: Member) -> None:
+        child = logger.child
         for _ in range(channel.MESSAGES_PER_TURN):
             if child.channel is None:
                 return
@@ -114,10 +100,7 @@ class Loggers(Succession[Member]):
             except ConnectionResetError:
                 word = b""
             if word == LOGGER_READY and child.state is State.STARTING:
-                child.ready = True
-                self._ladder.clear_deadline(child)
-                self._table.move(child, State.SERVING)
-                self._throttle.succeeded()
+                self._mark_ready(child)
                 log.debug("logger_ready", pid=child.pid)
             elif len(word) == LINES_LOST.size:
                 log.dropped += LINES_LOST.unpack(word)[0]
@@ -128,7 +111,7 @@ class Loggers(Succession[Member]):
 
     def hear_out(self, child: Child) -> None:
         """Read from a logger that has ended how many lines the logger has lost."""
-        self._read(child)
+        self._read(self._members[child])
 
     def exited(self, child: Child, exit: Exit) -> None:
         """Settle the end of a logger. Start another one if that logger was in use."""

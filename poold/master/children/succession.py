@@ -12,11 +12,13 @@ from typing import Generic, TypeVar
 
 from poold.channel import Wire
 from poold.master.children.ladder import Ladder
+from poold.master.children.spawn import Launcher
 from poold.master.children.table import Child, ChildTable
+from poold.master.current import Current
 from poold.master.engine.loop import Loop
 from poold.master.engine.throttle import Throttle
 from poold.scoreboard import SPAWNED, Counters
-from poold.words import Kind
+from poold.words import Kind, State
 
 # A function that is called with None when the candidate is ready, or with the reason why the
 # candidate cannot be used.
@@ -90,20 +92,43 @@ class Starter:
 class Succession(ABC, Generic[M]):
     """The child in use, and a candidate that is being prepared to take its place."""
 
-    def __init__(self, *, loop: Loop, ladder: Ladder) -> None:
-        self._loop = loop
-        self._ladder = ladder
+    def __init__(self, *, current: Current, launcher: Launcher, starter: Starter) -> None:
+        self._current = current
+        self._launcher = launcher
+        self._starter = starter
+        self._loop, self._table, self._ladder = starter.loop, starter.table, starter.ladder
+        self._counters = starter.counters
         self._members: dict[Child, M] = {}
         self._used: M | None = None
         self._candidate: M | None = None
         self._throttle = Throttle()
 
-    @abstractmethod
     def start(self) -> None:
-        """Start a child for the current settings, if one is wanted and there is none.
+        """Start a child for the settings in force, if one is wanted and there is none.
 
         After a failure the keeper tries again later.
         """
+        if self._used is not None or not self._wanted():
+            return
+        try:
+            self._used = self._launch_current()
+        except OSError as error:
+            self._start_later(str(error))
+
+    @abstractmethod
+    def _wanted(self) -> bool:
+        """Return whether there has to be a child of this kind."""
+
+    @abstractmethod
+    def _launch_current(self) -> M:
+        """Launch a child for the settings in force. Raises OSError."""
+
+    def _mark_ready(self, child: Child) -> None:
+        """Note that a child has reported to be ready."""
+        child.ready = True
+        self._ladder.clear_deadline(child)
+        self._table.move(child, State.SERVING)
+        self._throttle.succeeded()
 
     @abstractmethod
     def _log_failure(self, reason: str, *, first: bool) -> None:

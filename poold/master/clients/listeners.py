@@ -79,7 +79,7 @@ class Listeners:
     def _add(self, opened: Opened, listener: Listener) -> Listening:
         listening = Listening(opened, listener, self._counters.listener(listener.name), int(opened.socket.family))
         self._open.append(listening)
-        # The pool opens the gate again in this turn, and the new listener is watched as well.
+        # The master opens the gate again in this turn, and the new listener is watched as well.
         steps = [partial(self.gate, False), partial(self._store.keep, opened, listener), partial(_announce, listening)]
         self._loop.call_each_with_retry(steps)
         return listening
@@ -134,8 +134,7 @@ class Listeners:
         if leaving:
             listening.leaving = True
             # The same time as for a listener that begins to leave now.
-            seconds = max(self._current.config.timeouts.drain, EMPTY_SECONDS)
-            listening.deadline = self._loop.after(seconds, partial(self._close, listening))
+            listening.deadline = self._loop.after(self._seconds_to_empty(), partial(self._close, listening))
         else:
             self._retune(listening)
 
@@ -162,7 +161,10 @@ class Listeners:
 
         A listener that the service manager has passed is closed at once.
         """
-        self._close_when_empty(listener, seconds=max(self._current.config.timeouts.drain, EMPTY_SECONDS))
+        self._close_when_empty(listener, seconds=self._seconds_to_empty())
+
+    def _seconds_to_empty(self) -> float:
+        return max(self._current.config.timeouts.drain, EMPTY_SECONDS)
 
     def _close_when_empty(self, listener: Listener, *, seconds: float) -> None:
         for listening in self._staying_at(listener):

@@ -18,17 +18,15 @@ from poold.channel import MoldReport, MoldWord
 from poold.errors import ProtocolError
 from poold.log import log
 from poold.master.children.exits import Exit
-from poold.master.children.ladder import Ladder
 from poold.master.children.spawn import Launcher, Recipe
 from poold.master.children.succession import Prepared, Starter, Succession
-from poold.master.children.table import Child, ChildTable
+from poold.master.children.table import Child
 from poold.master.current import Current
-from poold.master.engine.loop import Loop
 from poold.master.engine.throttle import Throttle
 from poold.master.phase import Life
 from poold.master.pool.mold import Mold, MoldPart, MoldsPart, OnAnswer
-from poold.scoreboard import MOLD_STARTS, Counters
-from poold.words import Failure, Kind, State
+from poold.scoreboard import MOLD_STARTS
+from poold.words import Failure, Kind
 
 # Seconds in which a mold must answer an order.
 ANSWER_SECONDS = 2.0
@@ -51,23 +49,14 @@ class Molds(Succession[Mold]):
         *,
         life: Life,
         current: Current,
-        loop: Loop,
-        table: ChildTable,
-        ladder: Ladder,
-        starter: Starter,
-        counters: Counters,
         launcher: Launcher,
+        starter: Starter,
         phase_page_fd: int,
         shared_activity: int,
     ) -> None:
         """`shared_activity` is the memory file that a mold of an older version asks for."""
-        super().__init__(loop=loop, ladder=ladder)
+        super().__init__(current=current, launcher=launcher, starter=starter)
         self._life = life
-        self._current = current
-        self._table = table
-        self._starter = starter
-        self._counters = counters
-        self._launcher = launcher
         self._phase_page_fd = phase_page_fd
         self._shared_activity = shared_activity
         self._substitute: Mold | None = None
@@ -84,14 +73,11 @@ class Molds(Succession[Mold]):
         used = self._used
         return used.child if used is not None and used.child.ready and used.child.channel is not None else None
 
-    def start(self) -> None:
-        """Start a mold for the settings in force. After a failure another try follows later."""
-        if self._life.stops or self._used is not None:
-            return
-        try:
-            self._used = self._launch(self._recipe(self._current), self._current.generation)
-        except OSError as error:
-            self._start_later(str(error))
+    def _wanted(self) -> bool:
+        return not self._life.stops
+
+    def _launch_current(self) -> Mold:
+        return self._launch(self._recipe(self._current), self._current.generation)
 
     def _recipe(self, settings: Current) -> Recipe:
         return self._launcher.recipe(settings.config, settings.people)
@@ -189,7 +175,7 @@ class Molds(Succession[Mold]):
         self._substitute_throttle.failed(self._loop.clock())
         log.warning("mold_failing", pid=failing.child.pid, failures=failing.failures.count, retry_seconds=self._substitute_throttle.delay)
         try:
-            self._substitute = self._launch(self._recipe(self._current), self._current.generation)
+            self._substitute = self._launch_current()
         except OSError as error:
             log.error("mold_failed", reason=str(error), retry_seconds=self._substitute_throttle.delay)
 
@@ -278,10 +264,7 @@ class Molds(Succession[Mold]):
     def _on_ready(self, mold: Mold, *, threads: int) -> None:
         if mold.child.leaving or mold.child.ready:
             return
-        mold.child.ready = True
-        self._ladder.clear_deadline(mold.child)
-        self._table.move(mold.child, State.SERVING)
-        self._throttle.succeeded()
+        self._mark_ready(mold.child)
         log.info("mold_ready", pid=mold.child.pid, seconds=self._loop.clock() - mold.child.claimed_at)
         if threads > 1:
             log.warning("mold_has_threads", threads=threads, hint="workers are forked twice, which is slower; start threads in the handler")
